@@ -1,0 +1,1 @@
+"""What a toolstack runs per device."""

@@ -1,0 +1,58 @@
+"""Failures that we expect and can explain.
+
+``str(error)`` is a sentence for the administrator. It goes to stderr, to the log and, where
+there is a backend, to ``hotplug-error`` unchanged.
+"""
+
+
+class HotplugError(Exception):
+    """Base of every failure we expect and can explain."""
+
+    exit_code = 1
+    status: str | None = "error"  # the word for hotplug-status; None leaves the store alone
+
+
+class DeviceBusyError(HotplugError):
+    """The disk is in use in a way that forbids this use."""
+
+    status = "busy"
+
+
+class UsageError(HotplugError):
+    """The call itself is wrong, so there is no backend to write to."""
+
+    status = None
+
+
+class BackendGoneError(HotplugError):
+    """The backend was deleted while we worked; writing to it would bring it back."""
+
+    status = None
+
+
+class MissingKeyError(HotplugError):
+    """A key that the toolstack must write is absent or empty."""
+
+
+class LockTimeoutError(HotplugError):
+    """Somebody else held a lock for longer than this event may wait."""
+
+
+class DeadlineError(HotplugError):
+    """The event ran out of time."""
+
+
+class AbandonedError(HotplugError):
+    """Nobody waits for this event any more; undo and say nothing."""
+
+    status = None
+
+
+class ToolError(HotplugError):
+    """A program that we ran failed."""
+
+
+class ConfigError(HotplugError):
+    """The configuration file cannot be used."""
+
+    status = None

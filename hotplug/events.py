@@ -1,0 +1,82 @@
+"""What happened to which device: the values that travel from sources to handlers.
+
+Nothing here does I/O. The names are xenstore's: a backend directory is
+``<base>/<kind>/<domid>/<devid>``, and ``XENBUS_PATH`` holds it, usually relative to
+``/local/domain/<own domid>``.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+
+from hotplug.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# A domid fits 16 bits; a devid is a 32-bit device number or a small handle.
+BACKEND = re.compile(
+    r"(?P<base>.*?)/*(?P<kind>[a-z][a-z0-9_]*)/+(?P<domid>\d{1,5})/+(?P<devid>\d{1,10})/*"
+)
+
+
+class Action(enum.StrEnum):
+    """What the toolstack or the kernel asks for."""
+
+    ADD = "add"
+    REMOVE = "remove"
+    ONLINE = "online"
+    OFFLINE = "offline"
+    RECLAIM = "reclaim"  # our own: the backend went away and nobody asked for its removal
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One backend device, named as xenstore names it.
+
+    Two spellings of one backend (relative, absolute) are equal: ``base`` does not count.
+    """
+
+    kind: str
+    domid: int
+    devid: int
+    base: str = field(default="backend", compare=False)
+
+    @classmethod
+    def parse(cls, path: str) -> Device:
+        """Read a backend path, relative or absolute, e.g. ``backend/vbd/5/51712``."""
+        match = BACKEND.fullmatch(path)
+        if match is None:
+            raise UsageError(
+                f"'{path}' is not a backend path; it should look like backend/vbd/5/51712"
+            )
+        return cls(match["kind"], int(match["domid"]), int(match["devid"]), match["base"])
+
+    @property
+    def path(self) -> str:
+        """The backend directory, spelled as it was given."""
+        where = f"{self.kind}/{self.domid}/{self.devid}"
+        return f"{self.base}/{where}" if self.base or not where else where
+
+    @property
+    def key(self) -> str:
+        """A name for files and logs, e.g. ``vbd.5.51712``."""
+        return f"{self.kind}.{self.domid}.{self.devid}"
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to be done for one device."""
+
+    action: Action
+    device: Device
+    script: str = "/etc/xen/scripts/block"  # argv[0]: its name picks the handler, log lines show it
+    arguments: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = "/"

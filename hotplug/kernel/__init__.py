@@ -1,0 +1,1 @@
+"""The kernel: Python types in, OSError out, no policy."""

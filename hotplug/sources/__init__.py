@@ -1,0 +1,1 @@
+"""Where events come from. A source waits, converts and hands over."""

@@ -46,6 +46,7 @@ class Loop:
     """A loop device and what it is bound to (LOOP_GET_STATUS64)."""
 
     number: int  # N of /dev/loopN
+    device_number: Number  # 7:N, or 7:(N << part_shift) where loop's max_part is set
     backing: FileId
     offset: int  # bytes
     size_limit: int  # bytes, 0: to the end of the file
@@ -292,8 +293,12 @@ class Deadline(Protocol):
         """Seconds left, never below zero."""
         ...
 
-    def commit(self) -> None:
-        """From here on the event can no longer be given up; the last check."""
+    def stage(self, what: str) -> None:
+        """Say what is being done now, e.g. "opening /srv/a.img", for the text if time runs out."""
+        ...
+
+    def committing(self) -> AbstractContextManager[None]:
+        """The last check; inside, the event cannot be given up."""
         ...
 
 

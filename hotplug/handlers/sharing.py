@@ -1,0 +1,146 @@
+"""May this disk be opened? Facts in, verdict out.
+
+The rules are the stock scripts', as they were meant: a reader tolerates readers, a writer
+tolerates nobody, other vdevs and stubdomains of the same guest count as the same user, and
+``w!`` asks nothing. Unlike stock, a holder in ``w!`` is a writer, a file is known by its
+filesystem device and inode, and two guests whose identity we may not read are two guests.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotplug.errors import DeviceBusyError
+from hotplug.handlers.disk import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from hotplug.events import Device
+    from hotplug.ports import FileId, Holder, Host, Mount, Number, Store
+
+
+class User(enum.Enum):
+    """Who holds a disk that we want."""
+
+    LOCAL = "local"
+    GUEST = "guest"
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A guest's identity. None: the key is absent; ``readable`` False: we may not see it."""
+
+    domid: int
+    vm: bytes | None
+    target_vm: bytes | None  # the vm of the guest that this stubdomain serves
+    readable: bool = True
+
+    @classmethod
+    def read(cls, store: Store, domid: int) -> Party:
+        try:
+            vm, target = store.read_many(
+                [f"/local/domain/{domid}/vm", f"/local/domain/{domid}/target"]
+            )
+            served = None
+            if target and target.isdigit():
+                served = store.read(f"/local/domain/{int(target)}/vm")
+        except PermissionError:
+            return cls(domid, None, None, readable=False)
+        return cls(domid, _plain(vm), _plain(served))
+
+
+def _plain(vm: bytes | None) -> bytes | None:
+    """During a local migration ``vm`` may carry a suffix -1: the same VM all the same."""
+    return vm.removesuffix(b"-1") if vm is not None else None
+
+
+def same_vm(me: Party, other: Party) -> bool:
+    """Whether two domains are one user: the same guest, or its stubdomains."""
+    if me.domid == other.domid:
+        return True
+    if not (me.readable and other.readable):
+        return False
+    if other.vm is None and me.vm is not None:
+        return True  # the holder is being torn down: xenstore forgets the domain first
+    mine = {me.vm, me.target_vm} - {None}
+    return bool(mine & {other.vm, other.target_vm})
+
+
+def user_in_conflict(
+    wanted: Mode,
+    mounts: Iterable[Mount],
+    holders: Iterable[Holder],
+    is_same_vm: Callable[[Holder], bool],
+) -> User | None:
+    """The first user that forbids ``wanted``; mounts on this host come first."""
+    if wanted is Mode.FORCED:
+        return None
+    for mount in mounts:
+        if wanted is Mode.WRITE or not mount.read_only:
+            return User.LOCAL
+    for holder in holders:
+        if (wanted is Mode.WRITE or Mode.parse(holder.mode).writes) and not is_same_vm(holder):
+            return User.GUEST
+    return None
+
+
+def busy(prefix: str, wanted: Mode, user: User) -> DeviceBusyError:
+    """The stock scripts' sentence, to the letter: scripts of others look for it."""
+    where = "a guest" if user is User.GUEST else "the privileged"
+    when = "now" if user is User.GUEST else "by a guest"
+    held, wish = ("", "") if wanted is Mode.WRITE else ("read-write ", "read-only ")
+    return DeviceBusyError(
+        f"{prefix}{held}in {where} domain,\nand so cannot be mounted {wish}{when}."
+    )
+
+
+def refuse_device(host: Host, device: Device, domid: int, path: str, number: Number,
+                  wanted: Mode) -> None:
+    """DeviceBusyError if a block device is in use in a way that forbids ``wanted``."""
+    user = _user(host, device, domid, number, wanted, host.holders.of(device.kind, number))
+    if user is not None:
+        raise busy(f"Device {path} is mounted ", wanted, user)
+
+
+def refuse_file(host: Host, device: Device, domid: int, path: str, file_id: FileId,
+                wanted: Mode) -> None:
+    """DeviceBusyError if any loop device over this file forbids ``wanted``.
+
+    A loop device that carries the reference of another backend of ours was given on since: an
+    old backend that still names its number is not a user any more.
+    """
+    if wanted is Mode.FORCED:
+        return
+    for loop in host.loops.bound_to(file_id):
+        holders = host.holders.of(device.kind, loop.device_number)
+        if loop.reference.startswith(host.instance.encode() + b":"):
+            holders = [h for h in holders if reference(host, h.device) == loop.reference]
+        user = _user(host, device, domid, loop.device_number, wanted, holders)
+        if user is not None:
+            prefix = (
+                f"File {path} is loopback-mounted through {loop.device_number},\n"
+                "which is mounted "
+            )
+            raise busy(prefix, wanted, user)
+
+
+def reference(host: Host, device: Device) -> bytes:
+    """What a loop device of ours carries in lo_file_name, to be known again after a crash."""
+    return f"{host.instance}:{device.key}".encode()
+
+
+def _user(host: Host, device: Device, domid: int, number: Number, wanted: Mode,
+          holders: Sequence[Holder]) -> User | None:
+    others = [holder for holder in holders if holder.device != device]
+    me: Party | None = None
+
+    def is_same_vm(holder: Holder) -> bool:
+        nonlocal me
+        if me is None:
+            me = Party.read(host.store, domid)
+        return same_vm(me, Party.read(host.store, holder.device.domid))
+
+    return user_in_conflict(wanted, host.mounts.of(number), others, is_same_vm)

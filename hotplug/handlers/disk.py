@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from hotplug.errors import BackendGoneError, HotplugError, MissingKeyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hotplug.events import Device
     from hotplug.ports import Store
 
@@ -70,36 +72,42 @@ class Disk:
     def read(cls, store: Store, device: Device) -> Disk:
         """Read a backend in one round trip. MissingKeyError names a key that is not there."""
         base = device.path
-        values = store.read_many([f"{base}/{key}" for key in KEYS])
-        kind, params, mode, frontend, state, physical, status, node = values
-        if params is None and frontend is None and state is None:
+        values = dict(zip(KEYS, store.read_many([f"{base}/{key}" for key in KEYS]), strict=True))
+        if all(values[key] is None for key in ("params", "frontend-id", "state")):
             raise BackendGoneError(f"there is no backend {base}; was the device removed?")
-        if not frontend or not frontend.isdigit():
-            raise missing(f"{base}/frontend-id", frontend)
-        if not mode:
-            raise missing(f"{base}/mode", mode)
+        for key in ("params", "mode", "frontend-id"):
+            if not values[key]:
+                raise missing(f"{base}/{key}", values[key])
+        return cls.parse(device, values)
+
+    @classmethod
+    def read_rest(cls, store: Store, device: Device) -> Disk:
+        """What is left of a backend that is going away; absent keys read as empty."""
+        values = store.read_many([f"{device.path}/{key}" for key in KEYS])
+        return cls.parse(device, dict(zip(KEYS, values, strict=True)))
+
+    @classmethod
+    def parse(cls, device: Device, values: Mapping[str, bytes | None]) -> Disk:
+        frontend = values["frontend-id"] or b"%d" % device.domid
+        if not frontend.isdigit():
+            raise HotplugError(
+                f"{device.path}/frontend-id is '{os.fsdecode(frontend)}', which is no domid"
+            )
         return cls(
             device=device,
-            type=os.fsdecode(kind or b""),
-            params=os.fsdecode(required(f"{base}/params", params)),
-            mode=Mode.parse(mode),
+            type=os.fsdecode(values["type"] or b""),
+            params=os.fsdecode(values["params"] or b""),
+            mode=Mode.parse(values["mode"] or b""),
             frontend=int(frontend),
-            state=state,
-            physical_device=physical,
-            status=status,
-            node=node,
+            state=values["state"],
+            physical_device=values["physical-device"],
+            status=values["hotplug-status"],
+            node=values["node"],
         )
 
 
-def required(path: str, value: bytes | None) -> bytes:
-    """A value that must be there and not be empty."""
-    if not value:
-        raise missing(path, value)
-    return value
-
-
 def missing(path: str, value: bytes | None) -> MissingKeyError:
-    problem = "is missing" if value is None else "is empty" if not value else "makes no sense"
+    problem = "is missing" if value is None else "is empty"
     return MissingKeyError(f"{path} {problem} in xenstore; the toolstack must write it first")
 
 

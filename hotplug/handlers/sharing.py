@@ -97,16 +97,18 @@ def busy(prefix: str, wanted: Mode, user: User) -> DeviceBusyError:
     )
 
 
-def refuse_device(host: Host, device: Device, domid: int, path: str, number: Number,
-                  wanted: Mode) -> None:
+def refuse_device(
+    host: Host, device: Device, domid: int, path: str, number: Number, wanted: Mode
+) -> None:
     """DeviceBusyError if a block device is in use in a way that forbids ``wanted``."""
     user = _user(host, device, domid, number, wanted, host.holders.of(device.kind, number))
     if user is not None:
         raise busy(f"Device {path} is mounted ", wanted, user)
 
 
-def refuse_file(host: Host, device: Device, domid: int, path: str, file_id: FileId,
-                wanted: Mode) -> None:
+def refuse_file(
+    host: Host, device: Device, domid: int, path: str, file_id: FileId, wanted: Mode
+) -> None:
     """DeviceBusyError if any loop device over this file forbids ``wanted``.
 
     A loop device that carries the reference of another backend of ours was given on since: an
@@ -121,8 +123,7 @@ def refuse_file(host: Host, device: Device, domid: int, path: str, file_id: File
         user = _user(host, device, domid, loop.device_number, wanted, holders)
         if user is not None:
             prefix = (
-                f"File {path} is loopback-mounted through {loop.device_number},\n"
-                "which is mounted "
+                f"File {path} is loopback-mounted through {loop.device_number},\nwhich is mounted "
             )
             raise busy(prefix, wanted, user)
 
@@ -132,8 +133,9 @@ def reference(host: Host, device: Device) -> bytes:
     return f"{host.instance}:{device.key}".encode()
 
 
-def _user(host: Host, device: Device, domid: int, number: Number, wanted: Mode,
-          holders: Sequence[Holder]) -> User | None:
+def _user(
+    host: Host, device: Device, domid: int, number: Number, wanted: Mode, holders: Sequence[Holder]
+) -> User | None:
     others = [holder for holder in holders if holder.device != device]
     me: Party | None = None
 

@@ -1,0 +1,115 @@
+"""Disks: give a vbd its device, and take it back.
+
+What the toolstack's ``block`` script does, with the guarantees that it lacks: two runs never
+both pass the sharing check, nothing that was attached is forgotten, a backend that was deleted
+meanwhile is not brought back, and ``connected`` is never written without a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from hotplug.errors import BackendGoneError, HotplugError
+from hotplug.handlers.disk import CONNECTED, INIT_WAIT, Disk, refuse_state
+from hotplug.handlers.targets import table
+from hotplug.ports import Write
+
+if TYPE_CHECKING:
+    from hotplug.events import Device, Event
+    from hotplug.handlers.targets import Attached
+    from hotplug.ports import Entry, Host, Snapshot
+
+
+class ConnectedMeanwhileError(HotplugError):
+    """Another run (a one-shot beside the agent) was faster; ours takes its own back."""
+
+
+def add(host: Host, event: Event) -> None:
+    """Attach the disk of a backend and write where it is.
+
+    Attaching comes before the sharing check: binding a loop device is harmless, may hang, and
+    so must not happen under a lock that every other disk waits for.
+    """
+    device = event.device
+    disk = Disk.read(host.store, device)
+    if is_done(disk):
+        return
+    refuse_state(device, disk.state)
+    with contextlib.suppress(ConnectedMeanwhileError), contextlib.ExitStack() as resources:
+        attach = table.prepare(host, disk, event, resources)
+        entry = resources.enter_context(host.journal.claim(device, host.deadline))
+        if entry.attachment is not None:
+            if is_done(Disk.read(host.store, device)):
+                return  # by the run that held the claim while we waited
+            take_back(host, device, entry)
+        undo = resources.enter_context(contextlib.ExitStack())
+        host.deadline.check()
+        attached = attach(entry, undo)
+        attached.verify()
+        host.deadline.stage("waiting for the lock 'block'")
+        with host.locks.hold("block", host.deadline):
+            host.holders.refresh()
+            attached.refuse_sharing()
+            with host.deadline.committing():
+                host.store.transaction(lambda store: connect(store, disk, attached))
+        attached.verify()
+        undo.pop_all()
+
+
+def is_done(disk: Disk) -> bool:
+    """Whether an earlier run gave this backend its device; the toolstack may ask twice.
+
+    A device without ``connected`` is half of what a run wrote that died (stock's writes are not
+    atomic): it is done again, as long as the backend still waits.
+    """
+    return disk.physical_device is not None and (
+        disk.status == CONNECTED or disk.state != INIT_WAIT
+    )
+
+
+def connect(store: Snapshot, disk: Disk, attached: Attached) -> None:
+    """Write the device and ``connected``, if the backend still waits for it."""
+    base = disk.device.path
+    guards = [f"{base}/state", f"{base}/frontend-id", f"{base}/physical-device"]
+    changes = [Write(f"{base}/{key}", value) for key, value in attached.keys.items()]
+    changes += [Write(f"{base}/hotplug-status", CONNECTED), Write(f"{base}/hotplug-error", None)]
+    state, frontend, physical = store.read_and_apply(guards, changes)
+    if state is None and frontend is None:
+        raise BackendGoneError(f"{base} was removed while its disk was being attached")
+    refuse_state(disk.device, state)
+    if physical != disk.physical_device:
+        raise ConnectedMeanwhileError(f"{base} was given its device by another run")
+
+
+def remove(host: Host, event: Event) -> None:
+    """Take back what was attached; what the path is by now does not matter.
+
+    Nothing is written: the toolstack deletes the backend next.
+    """
+    device = event.device
+    with host.journal.claim(device, host.deadline) as entry:
+        if entry.attachment is not None:
+            take_back(host, device, entry)
+            return
+        disk = Disk.read_rest(host.store, device)
+        if disk.params:
+            table.detach_unrecorded(host, disk, event)
+
+
+def reclaim(host: Host, event: Event) -> None:
+    """Take back what a backend left behind that vanished without a ``remove``.
+
+    libxl deletes the backend of a forced removal that takes too long, and runs no script then.
+    """
+    with host.journal.claim(event.device, host.deadline) as entry:
+        if host.store.read(f"{event.device.path}/frontend-id") is None:
+            take_back(host, event.device, entry)
+
+
+def take_back(host: Host, device: Device, entry: Entry) -> None:
+    """Detach what the journal has for this device, and forget it."""
+    attachment = entry.attachment
+    if attachment is not None:
+        table.DETACH[attachment.target](host, device, attachment)
+        entry.clear()

@@ -1,0 +1,174 @@
+"""Disks that are files: each gets a loop device of its own.
+
+The file is opened once; its permissions, its identity and the loop device all come from that
+descriptor, so that nothing can be slipped in between check and use. The loop device carries a
+reference (lo_file_name) that names the backend, and the journal knows it before it exists.
+Whether it is still ours is decided by reference and file identity, never by a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from hotplug.errors import DeviceBusyError, HotplugError
+from hotplug.handlers.disk import Mode
+from hotplug.handlers.sharing import reference, refuse_file
+from hotplug.handlers.targets import Attached
+from hotplug.handlers.targets.phy import device_keys
+from hotplug.ports import Attachment, FileId, LoopOptions
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from typing import BinaryIO
+
+    from hotplug.events import Device, Event
+    from hotplug.handlers.disk import Disk
+    from hotplug.handlers.targets import Attach
+    from hotplug.ports import Entry, Host, Located, Loop
+
+
+def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> Attach:
+    """Open the file that was found under ``located`` with the access that the mode needs."""
+    path, file_id = located.real_path, located.file_id
+    backing = resources.enter_context(open_backing(host, disk.mode, located))
+
+    def refuse_sharing() -> None:
+        refuse_file(host, disk.device, disk.frontend, path, file_id, disk.mode)
+
+    def attach(entry: Entry, undo: ExitStack) -> Attached:
+        loop = half_done(host, disk, file_id) or attach_loop(
+            host, disk, backing, path, file_id, entry, undo
+        )
+
+        def verify() -> None:
+            now = host.loops.get(loop.number)
+            if now is None or (now.backing, now.reference) != (file_id, loop.reference):
+                raise HotplugError(f"{loop.path} was taken away while {path} was being attached")
+            if not located.still_there():
+                raise HotplugError(f"{located.path} was replaced while it was being attached")
+
+        keys = device_keys(loop.path, str(loop.device_number))
+        return Attached({"node": loop.path.encode(), **keys}, refuse_sharing, verify)
+
+    return attach
+
+
+def half_done(host: Host, disk: Disk, file_id: FileId) -> Loop | None:
+    """The loop device that a stock run attached and told the guest before it died."""
+    if disk.physical_device is None or disk.node is None:
+        return None
+    number = loop_number(disk.node)
+    loop = host.loops.get(number) if number is not None else None
+    if loop is not None and loop.backing == file_id:
+        return loop if str(loop.device_number).encode() == disk.physical_device else None
+    return None
+
+
+def loop_number(node: bytes) -> int | None:
+    """N of ``/dev/loopN``."""
+    number = node.removeprefix(b"/dev/loop")
+    return int(number) if number != node and number.isdigit() else None
+
+
+def open_backing(host: Host, mode: Mode, located: Located) -> BinaryIO:
+    """Open the image; a file that must not be written is busy, as stock calls it."""
+    refusal = DeviceBusyError(
+        f"File {located.real_path} is read-only, and so I will not\n"
+        "mount it read-write in a guest domain."
+    )
+    if mode is Mode.WRITE and not located.has_write_bit:
+        raise refusal
+    host.deadline.stage(f"opening {located.real_path}")
+    try:
+        return located.open(writable=mode.writes)
+    except OSError as error:
+        if mode.writes:
+            raise DeviceBusyError(f"{refusal} ({error.strerror})") from error
+        raise HotplugError(f"{located.path} cannot be opened: {error.strerror}") from error
+
+
+def attach_loop(
+    host: Host,
+    disk: Disk,
+    backing: BinaryIO,
+    path: str,
+    file_id: FileId,
+    entry: Entry,
+    undo: ExitStack,
+    target: str = "file",
+) -> Loop:
+    """Bind an open file to a loop device, with the journal knowing first."""
+    rule = host.config.disk(path)
+    options = LoopOptions(
+        read_only=not disk.mode.writes, direct_io=rule.direct_io, block_size=rule.block_size
+    )
+    facts: dict[str, str | int] = {
+        "path": path,
+        "device": file_id.device,
+        "inode": file_id.inode,
+    }
+    entry.record(Attachment(target, facts))
+    undo.callback(entry.clear)
+    host.deadline.stage(f"attaching {path} to a loop device")
+    try:
+        loop = host.loops.attach(backing, options, reference(host, disk.device))
+    except OSError as error:
+        raise HotplugError(attach_failure(path, error)) from error
+    undo.callback(detach_loop, host, disk.device, file_id, loop.number)
+    entry.record(Attachment(target, {**facts, "loop": loop.number}))
+    return loop
+
+
+def attach_failure(path: str, error: OSError) -> str:
+    """Why there is no loop device for this file."""
+    where = error.filename or path
+    if error.filename and os.fsdecode(error.filename).startswith("/dev/loop"):
+        return f"Failed to find an unused loop device for {path}: {where}: {error.strerror}"
+    return f"{path} cannot be attached to a loop device: {error.strerror}"
+
+
+def is_ours(host: Host, device: Device, file_id: FileId, loop: Loop) -> bool:
+    """Whether a loop device is the one that we bound to this file for this backend."""
+    return loop.backing == file_id and loop.reference == reference(host, device)
+
+
+def detach_loop(host: Host, device: Device, file_id: FileId, number: int) -> bool:
+    """Unbind a loop device if it is still ours."""
+    return host.loops.detach(number, only_if=lambda loop: is_ours(host, device, file_id, loop))
+
+
+def detach(host: Host, device: Device, attachment: Attachment) -> None:
+    """Unbind what the journal names; a run that died may not have got to noting the number."""
+    facts = attachment.facts
+    file_id = FileId(int(facts["device"]), int(facts["inode"]))
+    if "loop" in facts:
+        detach_loop(host, device, file_id, int(facts["loop"]))
+        return
+    for loop in host.loops.all():
+        if loop.reference == reference(host, device):
+            detach_loop(host, device, file_id, loop.number)
+
+
+def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:  # noqa: ARG001 - the table's shape
+    """Unbind a loop device that the stock scripts attached, before we were installed.
+
+    ``node`` names it. It may have been given to somebody else since, so its file must be the
+    one of ``params``: the same file, or the same name if that file is gone.
+    """
+    number = loop_number(disk.node or b"")
+    if number is None:
+        return
+    names, file_id = {disk.params}, None
+    with contextlib.suppress(OSError), host.paths.locate(disk.params) as located:
+        names.add(located.real_path)
+        file_id = located.file_id
+    backing_name = host.loops.backing_name(number)
+
+    def is_meant(loop: Loop) -> bool:
+        if loop.reference.startswith(host.instance.encode() + b":"):
+            return False  # ours, and the journal would know if it were for this backend
+        return loop.backing == file_id or backing_name in names
+
+    host.loops.detach(number, only_if=is_meant)

@@ -1,0 +1,50 @@
+"""Disks that are block devices of this host: nothing to attach, only a number to tell.
+
+``physical-device-path`` is what the administrator wrote, or, if that is a symbolic link, its
+final target. The number comes from a descriptor that stays open until the guest has it, so that
+the path cannot come to mean another device in between.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from hotplug.errors import HotplugError
+from hotplug.handlers.sharing import refuse_device
+from hotplug.handlers.targets import Attached
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from hotplug.events import Device
+    from hotplug.handlers.disk import Disk
+    from hotplug.handlers.targets import Attach
+    from hotplug.ports import Attachment, Entry, Host, Located
+
+
+def prepare(host: Host, disk: Disk, located: Located) -> Attach:
+    """Offer a block device that was found under ``located``."""
+    path = located.real_path if located.is_link else located.path
+    number = located.number
+
+    def verify() -> None:
+        if not located.still_there():
+            raise HotplugError(f"{located.path} was replaced while it was being attached")
+
+    def refuse_sharing() -> None:
+        refuse_device(host, disk.device, disk.frontend, path, number, disk.mode)
+
+    def attach(entry: Entry, undo: ExitStack) -> Attached:  # noqa: ARG001 - nothing is attached
+        return Attached(device_keys(path, str(number)), refuse_sharing, verify)
+
+    return attach
+
+
+def device_keys(path: str, number: str) -> dict[str, bytes]:
+    """What blkback (the number) and libxl (the path, for qemu) read."""
+    return {"physical-device": number.encode(), "physical-device-path": os.fsencode(path)}
+
+
+def detach(host: Host, device: Device, attachment: Attachment) -> None:
+    """Nothing was attached, so there is nothing to take back."""

@@ -91,9 +91,7 @@ class Snapshot(Protocol):
 
     def apply(self, changes: Sequence[Write]) -> None: ...
 
-    def read_and_apply(
-        self, paths: Sequence[str], changes: Sequence[Write]
-    ) -> list[bytes | None]:
+    def read_and_apply(self, paths: Sequence[str], changes: Sequence[Write]) -> list[bytes | None]:
         """Both in one round trip; the changes count only if the body returns normally."""
         ...
 
@@ -143,6 +141,10 @@ class Loops(Protocol):
         ...
 
     def all(self) -> Iterable[Loop]: ...
+
+    def backing_name(self, number: int) -> str | None:
+        """The path of the file behind a loop device, as sysfs has it, without " (deleted)"."""
+        ...
 
     def bound_to(self, backing: FileId) -> Sequence[Loop]:
         """Every loop device bound to this file, whoever bound it; no scan in the agent."""

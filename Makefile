@@ -1,0 +1,125 @@
+# What there is to do. `make` lists it.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+
+# Where a virtual environment comes from: the first Python that is new enough and complete.
+PYTHON = $(or $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 \
+	/usr/bin/python3; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && { command -v "$$python"; break; }; done),$(error no Python of 3.11 or later \
+	with its venv module; on Debian: apt-get install python3-venv))
+
+BUILD = build
+VENV = .venv
+SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
+	'(' -type d -o -name '*.py' -o -name '*.c' -o -name meson.build ')' -print) \
+	meson.build meson.options pyproject.toml
+
+# Debian packages. xen-utils stands for the xen-utils-VERSION of the release.
+BUILD_PACKAGES = gcc libc6-dev python3 python3-venv
+DEMO_PACKAGES = libudev1 mount util-linux xen-utils xen-utils-common xenstore-utils
+TEST_PACKAGES = $(DEMO_PACKAGES) e2fsprogs iproute2 procps strace
+
+.PHONY: help
+help:  ## list what there is to do
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1#\2/p' $(MAKEFILE_LIST) | \
+		awk -F'#' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+.PHONY: venv
+venv: $(VENV)/.project $(VENV)/.dev  ## .venv, ready: the project as it is now, and the tools
+
+.PHONY: demo
+demo: $(VENV)/.project $(BUILD)/demo-packages  ## a guest's four disks, by the stock scripts and by ours
+	$(VENV)/bin/python tests/demo.py
+
+.PHONY: test
+test: venv $(BUILD)/test-packages  ## every test (as root)
+	$(VENV)/bin/pytest tests
+
+.PHONY: test-unit
+test-unit: venv  ## the tests that need no root
+	$(VENV)/bin/pytest tests/unit
+
+.PHONY: lint
+lint: venv  ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+.PHONY: bench
+bench: venv $(BUILD)/test-packages  ## how long events take, the stock scripts beside ours (as root)
+	$(VENV)/bin/python tests/bench/events.py
+
+.PHONY: soak
+soak: venv $(BUILD)/test-packages  ## the long random run (as root)
+	$(VENV)/bin/pytest tests -m soak
+
+# The packages of Debian that are missing, and xen-utils only if no release of it is there.
+define install_packages
+@missing=; for package in $(1); do \
+	if [ $$package = xen-utils ]; then \
+		set -- /usr/lib/xen-*/bin/xenstored; [ -e "$$1" ] || missing="$$missing xen-utils"; \
+	elif ! dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q ' installed$$'; then \
+		missing="$$missing $$package"; \
+	fi; \
+done; \
+if [ -n "$$missing" ]; then \
+	if ! command -v apt-get >/dev/null; then \
+		echo "This is not Debian; please install what corresponds to:$$missing" >&2; exit 1; \
+	fi; \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "These Debian packages are missing and only root can install them:$$missing" >&2; \
+		exit 1; \
+	fi; \
+	echo "Installing these Debian packages:$$missing"; \
+	apt-get update -qq || exit 1; \
+	release=$$(apt-cache pkgnames xen-utils- | grep -x 'xen-utils-[0-9.]*' | sort -V \
+		| tail -n 1); \
+	missing=$$(echo "$$missing " | sed "s/ xen-utils / $$release /"); \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing \
+		|| exit 1; \
+fi; \
+mkdir -p $(BUILD) && touch $@
+endef
+
+$(BUILD)/build-packages: Makefile
+	$(call install_packages,$(BUILD_PACKAGES))
+
+$(BUILD)/demo-packages: Makefile
+	$(call install_packages,$(DEMO_PACKAGES))
+
+$(BUILD)/test-packages: Makefile
+	$(call install_packages,$(TEST_PACKAGES))
+
+# The build's tools are found in PATH; the lock is for two terminals.
+PIP = PATH="$$PWD/$(VENV)/bin:$$PATH" flock $(BUILD)/lock \
+	$(VENV)/bin/python -m pip -qq --disable-pip-version-check
+# $(1): a Python expression that picks requirements from the table `project` of pyproject.toml
+REQUIREMENTS = $(VENV)/bin/python -c 'import tomllib; \
+	table = tomllib.load(open("pyproject.toml", "rb")); print(*$(1), sep="\n")'
+
+$(VENV)/.requirements: pyproject.toml $(BUILD)/build-packages
+	@echo "Making $(VENV) with what the project needs"
+	@[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
+	@$(call REQUIREMENTS,table["build-system"]["requires"] + table["project"]["dependencies"]) \
+		>$@.txt
+	@$(PIP) install -r $@.txt && touch $@
+
+$(VENV)/.dev: $(VENV)/.requirements
+	@echo "Installing the tools for tests and lint into $(VENV)"
+	@$(call REQUIREMENTS,table["project"]["optional-dependencies"]["dev"]) >$@.txt
+	@$(PIP) install -r $@.txt && touch $@
+
+# Never editable: what is tested is what a user gets.
+$(VENV)/.project: $(SOURCES) $(VENV)/.requirements
+	@echo "Installing the project into $(VENV)"
+	@$(PIP) install --no-deps --no-build-isolation --force-reinstall \
+		--config-settings=build-dir=$(BUILD)/meson . && touch $@
+
+.PHONY: clean
+clean:  ## remove what was built here
+	rm -rf $(BUILD) $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -252,6 +252,14 @@ class Journal(Protocol):
 
     def devices(self) -> Sequence[Device]: ...
 
+    def knows(self, device: Device) -> bool:
+        """Whether there is an entry; does not wait for whoever holds it."""
+        ...
+
+    def peek(self, device: Device) -> Attachment | None:
+        """What an entry says, without claiming it: for listings."""
+        ...
+
 
 class Locks(Protocol):
     """The lock files that the stock scripts use, under the same protocol."""

@@ -103,8 +103,15 @@ def reclaim(host: Host, event: Event) -> None:
     libxl deletes the backend of a forced removal that takes too long, and runs no script then.
     """
     with host.journal.claim(event.device, host.deadline) as entry:
-        if host.store.read(f"{event.device.path}/frontend-id") is None:
+        if entry.attachment is not None and not is_wanted(host, event.device):
             take_back(host, event.device, entry)
+
+
+def is_wanted(host: Host, device: Device) -> bool:
+    """Whether a backend is there and was given its device."""
+    keys = ("frontend-id", "physical-device", "hotplug-status")
+    frontend, physical, status = host.store.read_many([f"{device.path}/{key}" for key in keys])
+    return frontend is not None and (physical is not None or status == CONNECTED)
 
 
 def take_back(host: Host, device: Device, entry: Entry) -> None:

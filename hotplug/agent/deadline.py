@@ -1,0 +1,88 @@
+"""How long an event may take, and whether anybody still waits for it.
+
+A worker that hangs in the kernel cannot be stopped, only given up: whoever notices first (the
+clock, the client that went away) takes the event from it, and the worker undoes its work as soon
+as it comes back. The one moment at which it cannot be taken is while the store is written.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from hotplug.errors import AbandonedError, DeadlineError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class Phase(enum.Enum):
+    """Who owns the event."""
+
+    RUNNING = enum.auto()
+    COMMITTING = enum.auto()
+    EXPIRED = enum.auto()
+    ABANDONED = enum.auto()
+
+
+class EventDeadline:
+    """A clock and a flag, shared by the worker and by whoever gives it up."""
+
+    __slots__ = ("_mutex", "_phase", "committed", "end", "seconds", "started", "what")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.started = time.monotonic()
+        self.end = self.started + seconds
+        self.what = "waiting for its turn"
+        self.committed = False  # whether this run has written the device to the store
+        self._phase = Phase.RUNNING
+        self._mutex = threading.Lock()
+
+    def check(self) -> None:
+        if self._phase is Phase.ABANDONED:
+            raise AbandonedError("the caller went away")
+        if self._phase is Phase.EXPIRED or time.monotonic() >= self.end:
+            raise self.error()
+
+    def remaining(self) -> float:
+        return max(0.0, self.end - time.monotonic())
+
+    def stage(self, what: str) -> None:
+        self.what = what
+
+    def error(self) -> DeadlineError:
+        return DeadlineError(f"gave up after {self.seconds:.0f} s while {self.what}")
+
+    def committing(self) -> Self:
+        return self
+
+    def __enter__(self) -> None:
+        with self._mutex:
+            self.check()
+            self._phase = Phase.COMMITTING
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.committed = kind is None
+        self._phase = Phase.RUNNING
+
+    def expire(self) -> bool:
+        """Take the event from its worker; False if it is writing just now: ask again soon."""
+        return self._take(Phase.EXPIRED)
+
+    def abandon(self) -> bool:
+        """The same, because nobody waits for the event."""
+        return self._take(Phase.ABANDONED)
+
+    def _take(self, phase: Phase) -> bool:
+        with self._mutex:
+            if self._phase is not Phase.RUNNING:
+                return False
+            self._phase = phase
+            return True
+
+    @property
+    def was_taken(self) -> bool:
+        return self._phase in (Phase.EXPIRED, Phase.ABANDONED)

@@ -1,0 +1,112 @@
+"""From an event to its outcome: the one place that catches.
+
+A failure that we expect is a sentence: it goes to the store as ``hotplug-error`` with the word
+for ``hotplug-status``, to the log, and back to whoever asked. Anything else is a bug and says so,
+with a traceback in the log. A backend that is gone gets no keys: they would bring it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from hotplug.errors import HotplugError, UsageError
+from hotplug.events import Action, Event
+from hotplug.handlers import table
+from hotplug.handlers.targets import drbd
+from hotplug.ports import Write
+
+if TYPE_CHECKING:
+    from hotplug.agent.deadline import EventDeadline
+    from hotplug.agent.logs import Logs
+    from hotplug.ports import Host, Snapshot
+    from hotplug.sources.invocation import Invocation
+
+RETRACTED = ("physical-device", "physical-device-path", "node")  # of an add that failed after all
+MAX_TEXT = 2000  # bytes; a xenstore message holds 4,096 with the path, and people read this
+
+
+class Outcome(NamedTuple):
+    """What the caller gets: an exit status, and text for stderr."""
+
+    status: int
+    text: str = ""
+
+
+DONE = Outcome(0)
+
+
+def invoke(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
+    """Do what a script was run for."""
+    if invocation.is_probe:
+        return probe(host, invocation, deadline)
+    try:
+        event = invocation.event()
+        if invocation.from_udev and host.store.read("libxl/disable_udev") is not None:
+            return DONE  # the toolstack of this host runs the scripts itself
+    except HotplugError as error:
+        return failed(logs, invocation.script, error)
+    return run(host, logs, event, deadline)
+
+
+def run(host: Host, logs: Logs, event: Event, deadline: EventDeadline) -> Outcome:
+    """Handle an event, whatever happens."""
+    own = dataclasses.replace(host, deadline=deadline)
+    try:
+        table.handler(event)(own, event)
+    except ConnectionError:
+        raise  # the store is gone, and with it all we know: start again
+    except HotplugError as error:
+        if deadline.was_taken:
+            return Outcome(error.exit_code)  # whoever took it has answered
+        return fail(host, logs, event, error, deadline)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the toolstack gets an answer
+        logs.traceback(event.script)
+        bug = HotplugError(f"{event.action} failed: {type(error).__name__}: {error}")
+        return fail(host, logs, event, bug, deadline)
+    return DONE
+
+
+def fail(
+    host: Host, logs: Logs, event: Event, error: HotplugError, deadline: EventDeadline
+) -> Outcome:
+    """Leave the failure where people and toolstacks look for it."""
+    if error.status is not None and event.action is not Action.RECLAIM:
+        try:
+            host.store.transaction(
+                lambda store: report(store, event, error, retract=deadline.committed)
+            )
+        except ConnectionError:
+            raise
+        except OSError as problem:
+            logs.failure(event.script, f"{event.device}: hotplug-error not written: {problem}")
+    return failed(logs, event.script, error)
+
+
+def report(store: Snapshot, event: Event, error: HotplugError, *, retract: bool) -> None:
+    """Write a failure, unless the backend is gone."""
+    base = event.device.path
+    frontend, state = store.read_many([f"{base}/frontend-id", f"{base}/state"])
+    if frontend is None and state is None:
+        return
+    text = os.fsencode(str(error))[:MAX_TEXT]
+    changes = [Write(f"{base}/{key}", None) for key in RETRACTED if retract]
+    changes += [
+        Write(f"{base}/hotplug-error", text),
+        Write(f"{base}/hotplug-status", (error.status or "error").encode()),
+    ]
+    store.apply(changes)
+
+
+def failed(logs: Logs, script: str, error: HotplugError) -> Outcome:
+    text = str(error)
+    logs.failure(script, text)
+    return Outcome(error.exit_code, text)
+
+
+def probe(host: Host, invocation: Invocation, deadline: EventDeadline) -> Outcome:
+    """block-drbd-probe: no backend, only an exit status."""
+    if len(invocation.argv) < 2:
+        return Outcome(2, str(UsageError("block-drbd-probe: the device to look at is missing")))
+    return Outcome(drbd.probe(host.programs, deadline, invocation.argv[1]))

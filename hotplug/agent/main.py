@@ -1,0 +1,365 @@
+"""The agent: builds the Host and the sources, runs the loop, reloads by rebuilding.
+
+One thread waits for everything (clients, the store's watch, uevents, signals, the clock) and
+never does anything that can take long; workers do. If the store goes away the agent ends, is
+started again, and the cold start repairs: what every backend wants is in the store, and what was
+attached is in the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from hotplug import __version__, config
+from hotplug.agent import dispatch, host, notify, reconcile, status
+from hotplug.agent.deadline import EventDeadline
+from hotplug.agent.dispatch import DONE, Outcome
+from hotplug.agent.logs import Logs
+from hotplug.agent.queues import Job, Queues
+from hotplug.client import wire
+from hotplug.errors import HotplugError
+from hotplug.events import Action, Device, Event
+from hotplug.sources import control, watches
+from hotplug.sources.invocation import Invocation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hotplug.config import Config
+    from hotplug.ports import Host
+    from hotplug.sources.udev import UdevSource
+
+WATCH = "backend"
+TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
+DRAIN = 38.0  # seconds: an event's deadline, and its answer
+SETTLE = 10.0  # seconds a backend has to reach InitWait, as libxl has it
+POLL_STATE = 0.02  # seconds
+
+
+class AgentRunsError(HotplugError):
+    """There is another agent for this runtime directory."""
+
+
+class Agent:
+    """Everything that lives as long as the process."""
+
+    def __init__(self, settings: Config, *, driver_domain: bool = False) -> None:
+        self.config = settings
+        self.driver_domain = driver_domain
+        self.started = time.monotonic()
+        self.failed = 0
+        self.logs = Logs(settings, stderr=True)
+        self._lock = lock_rundir(settings.rundir)
+        parts = host.assemble(settings, watch=True)
+        self.host: Host = parts.host
+        self._store = parts.store
+        self._holders = parts.holders
+        self.queues = Queues(self._crash)
+        self._changes: deque[str] = deque()  # paths of watch events; its operations are atomic
+        self._signals: deque[int] = deque()
+        self._crashed: BaseException | None = None
+        self._poll = select.epoll()
+        self._wake_end, self._wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll.register(self._wake_end, select.EPOLLIN)
+        self.control: control.ControlSource | None = None
+        self.udev: UdevSource | None = None
+
+    # The life of the process
+
+    def run(self) -> int:
+        """Serve until SIGTERM. Returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _: self._signal(received))
+        signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
+        self._watch_store()
+        self._cold_start()
+        self._listen()
+        self._follow_udev()
+        notify.ready(f"{__version__}, waiting for devices")
+        try:
+            return self._loop()
+        finally:
+            self._close()
+
+    def _loop(self) -> int:
+        watchdog = notify.watchdog_interval()
+        next_alive = 0.0
+        while self._crashed is None:
+            timeout = self.queues.tick()
+            if watchdog is not None:
+                now = time.monotonic()
+                if now >= next_alive:
+                    notify.alive()
+                    next_alive = now + watchdog
+                timeout = min(next_alive - now, timeout if timeout is not None else watchdog)
+            for descriptor, events in self._poll.poll(timeout):
+                self._ready(descriptor, events)
+            if not self._handle_signals():
+                return 0
+        self.logs.failure("xen-hotplug", f"the agent ends: {self._crashed}")
+        return 1
+
+    def _ready(self, descriptor: int, events: int) -> None:
+        if self.control is not None and descriptor == self.control.fileno():
+            self.control.accept()
+        elif self.udev is not None and descriptor == self.udev.fileno():
+            self._take_uevents(self.udev)
+        elif descriptor == self._wake_end:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_end, 65536)
+            while self._changes:
+                self._take_change(self._changes.popleft())
+        elif self.control is not None:
+            self.control.ready(descriptor, events)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is awake already
+            os.write(self._wake_fd, b"\0")
+
+    def _crash(self, error: BaseException) -> None:
+        """A worker met something that we do not survive, above all the loss of the store."""
+        self._crashed = error
+        self._wake()
+
+    def _signal(self, number: int) -> None:
+        self._signals.append(number)
+
+    def _handle_signals(self) -> bool:
+        while self._signals:
+            if self._signals.popleft() == signal.SIGHUP:
+                self._reload()
+            else:
+                return self._drain()
+        return True
+
+    def _drain(self) -> bool:
+        notify.stopping()
+        if self.control is not None:
+            self.control.stop()
+        if not self.queues.drain(DRAIN):
+            left = ", ".join(job.name for job in self.queues.snapshot())
+            self.logs.failure("xen-hotplug", f"the agent ends while these still hang: {left}")
+        return False
+
+    def _reload(self) -> None:
+        notify.reloading()
+        try:
+            self.config = config.load()
+        except HotplugError as error:
+            self.logs.failure("xen-hotplug", f"not reloaded, the old settings stay: {error}")
+        else:
+            self.logs = Logs(self.config, stderr=True)
+            self.host = dataclasses.replace(self.host, config=self.config)
+            self._follow_udev()
+        notify.ready("reloaded")
+
+    def _close(self) -> None:
+        if self.control is not None:
+            self.control.close()
+        os.close(self._lock)
+
+    # Sources
+
+    def _listen(self) -> None:
+        passed = notify.listen_sockets()
+        path = os.path.join(self.config.rundir, wire.SOCKET)
+        listener = passed[0] if passed else control.listen(path)
+        self.control = control.ControlSource(listener, self._poll, self._serve)
+
+    def _follow_udev(self) -> None:
+        """Begin or stop to listen to uevents, as the configuration says."""
+        if self.config.udev and self.udev is None:
+            from hotplug.sources.udev import UdevSource  # noqa: PLC0415 - few hosts need it
+
+            self.udev = UdevSource()
+            self._poll.register(self.udev.fileno(), select.EPOLLIN)
+            self._add_waiting()
+        elif not self.config.udev and self.udev is not None:
+            self._poll.unregister(self.udev.fileno())
+            self.udev = None
+
+    def _take_uevents(self, source: UdevSource) -> None:
+        from hotplug.sources import udev  # noqa: PLC0415 - loaded with the source
+
+        try:
+            for properties in source.receive():
+                event = udev.event_for(properties)
+                if event is not None:
+                    self._submit(event, self._settled(event))
+        except udev.OverflowedError:
+            self.logs.failure("xen-hotplug", "uevents were lost, every backend is looked at again")
+            self._cold_start()
+            self._add_waiting()
+
+    def _watch_store(self) -> None:
+        self._store.watch(WATCH, TOKEN, self._changed)
+        self._holders.watched()
+        self._store.start_pump(on_broken=self._crash)
+
+    def _changed(self, path: str, _token: str) -> None:
+        """A watch event: runs in the store's reader, so it only takes note."""
+        came_or_went = self._holders.changed(path)
+        if came_or_went is not None or self.driver_domain or path.count("/") < 3:
+            self._changes.append(path)
+            self._wake()
+
+    def _take_change(self, path: str) -> None:
+        parts = path[path.index(WATCH) :].split("/")
+        if len(parts) == 4 and parts[2].isdigit() and parts[3].isdigit():
+            device = Device(parts[1], int(parts[2]), int(parts[3]))
+            if self.host.journal.knows(device):
+                self._reclaim(device)
+        elif len(parts) < 4:
+            self._reclaim_below(parts)
+        if self.driver_domain:
+            changed = watches.watched_device(path)
+            if changed is not None:
+                self._look(changed)
+
+    def _reclaim_below(self, parts: list[str]) -> None:
+        """A whole subtree went: all that the journal has for it is looked at."""
+        for device in self.host.journal.devices():
+            if ["backend", device.kind, str(device.domid)][: len(parts)] == parts:
+                self._reclaim(device)
+
+    # Work
+
+    def _cold_start(self) -> None:
+        """What runs before us left behind, and in a driver domain what waits for us."""
+        for device in self.host.journal.devices():
+            self._reclaim(device)
+        for leak in reconcile.unknown_loops(self.host):
+            self.logs.note(f"xen-hotplug: {leak.device}: no backend wants {leak.what}: detached")
+            reconcile.detach(self.host, leak)
+        if self.driver_domain:
+            for device in reconcile.backends(self.host, watches.KINDS):
+                self._look(device)
+
+    def _add_waiting(self) -> None:
+        for device in reconcile.waiting(self.host):
+            self._submit(Event(Action.ADD, device, self._script("block")))
+
+    def _script(self, name: str) -> str:
+        return os.path.join(self.config.scripts, name)
+
+    def _reclaim(self, device: Device) -> None:
+        self._submit(Event(Action.RECLAIM, device, self._script("block")))
+
+    def _submit(self, event: Event, work: Callable[[EventDeadline], Outcome] | None = None) -> None:
+        """Queue an event that no client waits for."""
+        self._queue(event, work or (lambda deadline: self._run(event, deadline)), lambda _: None)
+
+    def _queue(
+        self,
+        event: Event,
+        work: Callable[[EventDeadline], Outcome],
+        answer: Callable[[Outcome], None],
+    ) -> Job:
+        name = os.path.basename(event.script)
+        job = Job(
+            key=event.device.key,
+            name=f"{name} {event.action} {event.device}",
+            work=work,
+            answer=answer,
+            late=lambda error, deadline: dispatch.fail(
+                self.host, self.logs, event, error, deadline
+            ),
+            deadline=EventDeadline(self.config.deadline),
+        )
+        self.queues.submit(job)
+        return job
+
+    def _run(self, event: Event, deadline: EventDeadline) -> Outcome:
+        return self._count(dispatch.run(self.host, self.logs, event, deadline))
+
+    def _count(self, outcome: Outcome) -> Outcome:
+        self.failed += outcome.status != 0
+        return outcome
+
+    def _look(self, device: Device) -> None:
+        """Driver domain: find out in the device's turn what it wants, and do it."""
+
+        def work(deadline: EventDeadline) -> Outcome:
+            event = watches.look(self.host.store, device)
+            if event is None:
+                return DONE
+            outcome = self._run(event, deadline)
+            if event.action is Action.REMOVE:
+                watches.delete_backend(self.host.store, device)
+            return outcome
+
+        self._submit(Event(Action.ADD, device, self._script("block")), work)
+
+    def _settled(self, event: Event) -> Callable[[EventDeadline], Outcome] | None:
+        """A uevent's ``add`` may come before the backend is ready for its device."""
+        if event.action is not Action.ADD:
+            return None
+
+        def work(deadline: EventDeadline) -> Outcome:
+            store = self.host.store
+            if store.read("libxl/disable_udev") is not None:
+                return DONE
+            end = time.monotonic() + SETTLE
+            deadline.stage("waiting for the backend to reach state 2")
+            while store.read(f"{event.device.path}/state") == b"1" and time.monotonic() < end:
+                time.sleep(POLL_STATE)
+            return self._run(event, deadline)
+
+        return work
+
+    def _serve(self, client: control.Connection, request: wire.Request) -> None:
+        """A client asks for something."""
+        if request.verb == b"status":
+            client.answer(0, status.describe(self).encode())
+            return
+        invocation = Invocation.decode(request.argv, request.variables, request.cwd)
+
+        def work(deadline: EventDeadline) -> Outcome:
+            return self._count(dispatch.invoke(self.host, self.logs, invocation, deadline))
+
+        def answer(outcome: Outcome) -> None:
+            client.answer(outcome.status, os.fsencode(outcome.text))
+
+        try:
+            event = invocation.event()
+        except HotplugError as error:
+            if not invocation.is_probe:
+                answer(dispatch.failed(self.logs, invocation.script, error))
+                return
+            event = Event(Action.ADD, Device("probe", 0, client.pid), invocation.script)
+        job = self._queue(event, work, answer)
+        if event.action is Action.ADD:
+            client.abandon = job.deadline.abandon
+
+
+def lock_rundir(rundir: str) -> int:
+    """Make sure that we are the only agent here; the descriptor keeps it so."""
+    os.makedirs(rundir, mode=0o755, exist_ok=True)
+    path = os.path.join(rundir, "agent.pid")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(fd, 32).decode().strip() or "unknown"
+        os.close(fd)
+        raise AgentRunsError(
+            f"another agent (pid {pid}) already serves {rundir}; stop it first"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def run(settings: Config, *, driver_domain: bool) -> int:
+    """``xen-hotplug agent``."""
+    threading.stack_size(256 * 1024)  # bytes; handlers are shallow and there may be many workers
+    return Agent(settings, driver_domain=driver_domain).run()

@@ -1,0 +1,191 @@
+"""One queue per device, and workers that take from them.
+
+Events of one device run in order; different devices run side by side. A few workers serve all
+devices, because Python runs one of them at a time anyway. A worker that hangs in the kernel is
+not counted: whenever work waits and no worker took any for a moment, there is one more. When an
+event is taken from its worker (time is up), its device goes on with the next event; the worker
+undoes what it did as soon as the kernel lets it go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeAlias
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hotplug.agent.deadline import EventDeadline
+    from hotplug.agent.dispatch import Outcome
+    from hotplug.errors import HotplugError
+
+USUAL_WORKERS = 3  # two cores' worth of kernel time, and one that waits
+MAX_WORKERS = 2000  # as many devices may hang at once before others wait for them
+STARVED = 0.02  # seconds without anybody taking work: one more worker
+IDLE = 60.0  # seconds after which a surplus worker ends
+
+Work: TypeAlias = "Callable[[EventDeadline], Outcome]"
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Something to do for one device, and whom to tell."""
+
+    key: str  # jobs of one key run in order
+    name: str  # for people: "block add backend/vbd/5/51712"
+    work: Work
+    answer: Callable[[Outcome], None]
+    late: Callable[[HotplugError, EventDeadline], Outcome]  # the answer when time is up
+    deadline: EventDeadline
+    running: bool = False
+    answered: bool = False
+    mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Answer once: the worker and the clock may both come to the end."""
+        with self.mutex:
+            if self.answered:
+                return
+            self.answered = True
+        self.answer(outcome)
+
+
+class Queues:
+    """All queues, and the workers."""
+
+    def __init__(self, on_crash: Callable[[BaseException], None]) -> None:
+        self._on_crash = on_crash
+        self._mutex = threading.Lock()
+        self._waiting: dict[str, deque[Job]] = {}  # a key is there while one of its jobs runs
+        self._ready: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: dict[Job, None] = {}  # in the order of their deadlines
+        self._workers = 0
+        self._idle = 0
+        self._last_taken = 0.0
+        self.finished = 0
+
+    def submit(self, job: Job) -> None:
+        with self._mutex:
+            self._jobs[job] = None
+            queue = self._waiting.get(job.key)
+            if queue is not None:
+                queue.append(job)
+                return
+            self._waiting[job.key] = deque()
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        job.running = True
+        self._ready.put(job)
+        if self._idle < self._ready.qsize() and self._workers < USUAL_WORKERS:
+            self._add_worker()
+
+    def _add_worker(self) -> None:
+        self._workers += 1
+        threading.Thread(target=self._serve, name="worker", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            self._idle += 1
+            job = self._ready.get()
+            self._idle -= 1
+            if job is None:
+                with self._mutex:
+                    self._workers -= 1
+                return
+            self._last_taken = time.monotonic()
+            self._work_on(job)
+
+    def _work_on(self, job: Job) -> None:
+        try:
+            outcome = job.work(job.deadline)
+        except BaseException as error:  # noqa: BLE001 - the store is gone or we have a bug
+            self._on_crash(error)
+            return
+        job.tell(outcome)
+        self._end(job)
+
+    def _end(self, job: Job) -> None:
+        """Let the device go on with its next event, whoever noticed the end first."""
+        with self._mutex:
+            if job not in self._jobs:
+                return
+            self._jobs.pop(job, None)
+            self.finished += 1
+            queue = self._waiting[job.key]
+            if queue:
+                self._start(queue.popleft())
+            else:
+                del self._waiting[job.key]
+
+    def tick(self) -> float | None:
+        """Look after jobs whose time is up and after starving ones.
+
+        Returns the number of seconds after which to look again, None if nothing runs.
+        """
+        now = time.monotonic()
+        with self._mutex:
+            late = list(itertools.takewhile(lambda job: job.deadline.end <= now, self._jobs))
+            next_end = next((job.deadline.end for job in self._jobs), None)
+            starved = not self._ready.empty()
+            if starved and now - self._last_taken > STARVED and self._workers < MAX_WORKERS:
+                self._add_worker()
+        for job in late:
+            self._expire(job)
+        self._shrink(now)
+        if starved:
+            return STARVED
+        if late:
+            return 0.1
+        return None if next_end is None else max(0.0, next_end - now)
+
+    def _expire(self, job: Job) -> None:
+        """Answer for a job that takes too long. Its worker may hang for ever."""
+        with self._mutex:
+            if not job.running:
+                queue = self._waiting[job.key]
+                if job in queue:
+                    queue.remove(job)
+                    self._jobs.pop(job, None)
+        if not job.deadline.expire():
+            if job.deadline.was_taken and job.running:
+                self._end(job)  # nobody waits for it and it hangs: let its device go on
+            return
+
+        def answer() -> None:
+            try:
+                job.tell(job.late(job.deadline.error(), job.deadline))
+            except BaseException as error:  # noqa: BLE001 - as for workers
+                self._on_crash(error)
+                return
+            if job.running:
+                self._end(job)
+
+        threading.Thread(target=answer, name="late answer", daemon=True).start()
+
+    def _shrink(self, now: float) -> None:
+        if now - self._last_taken > IDLE and self._idle > USUAL_WORKERS and self._ready.empty():
+            self._ready.put(None)
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until all is done; False if something still runs after ``seconds``."""
+        end = time.monotonic() + seconds
+        while self._jobs and time.monotonic() < end:
+            self.tick()
+            time.sleep(0.005)
+        return not self._jobs
+
+    def snapshot(self) -> list[Job]:
+        """The jobs that run or wait, for the status."""
+        with self._mutex:
+            return sorted(self._jobs, key=lambda job: job.deadline.started)
+
+    @property
+    def workers(self) -> int:
+        return self._workers

@@ -1,0 +1,91 @@
+"""What the kernel has against what the store wants.
+
+Leaks come from runs that died, from a toolstack that deleted a backend without running its
+script, and from a runtime directory that was emptied. The journal knows the first two; the
+references on our loop devices know all three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotplug.agent.holders import list_backends
+from hotplug.errors import HotplugError
+from hotplug.events import Device
+from hotplug.handlers.block import is_wanted
+from hotplug.handlers.disk import INIT_WAIT
+from hotplug.handlers.sharing import reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hotplug.ports import Host, Loop
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Something attached that no backend wants; ``loop`` is None if only the journal says so."""
+
+    device: Device
+    loop: Loop | None
+    what: str  # for people
+
+
+def unwanted_entries(host: Host) -> Iterator[Leak]:
+    """Journal entries whose backend is gone or never got its device."""
+    for device in host.journal.devices():
+        attachment = host.journal.peek(device)
+        if not is_wanted(host, device):
+            what = attachment.target if attachment is not None else "nothing"
+            path = attachment.facts.get("path", "") if attachment is not None else ""
+            yield Leak(device, None, f"{what} {path}".strip())
+
+
+def unknown_loops(host: Host) -> Iterator[Leak]:
+    """Loop devices with our reference that neither the journal nor a backend knows."""
+    for loop in host.loops.all():
+        device = owner(host, loop)
+        if device is None or loop.autoclear or host.journal.knows(device):
+            continue
+        physical = host.store.read(f"{device.path}/physical-device")
+        if physical != str(loop.device_number).encode():
+            yield Leak(device, loop, f"{loop.path} {host.loops.backing_name(loop.number) or ''}")
+
+
+def owner(host: Host, loop: Loop) -> Device | None:
+    """The backend that one of our loop devices was made for; None if it is not ours."""
+    mark, found, key = loop.reference.decode(errors="replace").rpartition(":")
+    parts = key.split(".")
+    if not found or mark != host.instance or len(parts) != 3:
+        return None
+    try:
+        return Device(parts[0], int(parts[1]), int(parts[2]))
+    except ValueError:
+        return None
+
+
+def detach(host: Host, leak: Leak) -> None:
+    """Unbind an unknown loop device, if it still is what it was."""
+    if leak.loop is None:
+        raise HotplugError(f"{leak.device}: only a loop device can be detached by itself")
+    mine = reference(host, leak.device)
+    host.loops.detach(leak.loop.number, only_if=lambda loop: loop.reference == mine)
+
+
+def backends(host: Host, kinds: Sequence[str]) -> list[Device]:
+    """Every backend of these kinds."""
+    return list_backends(host.store, kinds)
+
+
+def waiting(host: Host) -> list[Device]:
+    """Backends in InitWait that nobody has given a device yet."""
+    devices = backends(host, ("vbd", "vbd3"))
+    keys = ("state", "physical-device", "hotplug-status")
+    values = host.store.read_many([f"{d.path}/{key}" for d in devices for key in keys])
+    found = []
+    for index, device in enumerate(devices):
+        state, physical, status = values[index * 3 : index * 3 + 3]
+        if state == INIT_WAIT and physical is None and not status:
+            found.append(device)
+    return found

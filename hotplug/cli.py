@@ -1,0 +1,164 @@
+"""``xen-hotplug``: the commands for people.
+
+What is to be done to a device goes to the agent if there is one, and is done in this process
+otherwise, just like for a toolstack. Listings read the store, the journal and the kernel
+themselves. The modules for a command are imported by that command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from hotplug import __version__
+from hotplug.errors import HotplugError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DESCRIPTION = """\
+Does the work of Xen's hotplug scripts: gives the disks of starting guests a device, and takes it
+back. The toolstack (xl, libvirt) calls it by itself; these commands are for looking and mending.
+"""
+
+EPILOG = """\
+A BACKEND is a guest's disk, named in one of three ways:
+  backend/vbd/5/51712   its directory in xenstore
+  5/51712               domain id and device id
+  myguest:xvda          guest name and device
+If it is left out, the environment variable XENBUS_PATH names it.
+
+Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    arguments = parser().parse_args(argv)
+    from hotplug import commands  # noqa: PLC0415 - --help and usage errors need none of it
+
+    try:
+        return int(getattr(commands, arguments.run)(arguments))
+    except HotplugError as error:
+        print(f"xen-hotplug: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `xen-hotplug block list | head`
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        print(f"xen-hotplug: {error}", file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="xen-hotplug",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"xen-hotplug {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _agent(commands)
+    _block(commands)
+    _mending(commands)
+
+    status = commands.add_parser(
+        "status",
+        help="what the agent is doing",
+        description="Shows the agent, its sources, its queue, the loop devices it uses, its memory"
+        " and CPU time, and who holds a lock that it waits for.",
+    )
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(run="status")
+
+    scripts = commands.add_parser(
+        "scripts-dir",
+        help="print where the scripts for the toolstack are",
+        description="Prints the folder with the programs block, block-tap ... that take the place"
+        " of those in /etc/xen/scripts. A disk uses one with"
+        " script=<that folder>/block in its specification.",
+    )
+    scripts.set_defaults(run="scripts_dir")
+    return top
+
+
+def _agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    agent = commands.add_parser(
+        "agent",
+        help="serve the toolstack, in the foreground",
+        description="Serves the toolstack's scripts until it is told to end. SIGHUP reads the"
+        " settings anew, SIGTERM lets running work finish. Settings are in /etc/xen-hotplug.toml"
+        " (XEN_HOTPLUG_CONFIG names another file), its files in /run/xen-hotplug"
+        " (XEN_HOTPLUG_RUNDIR).",
+    )
+    agent.add_argument(
+        "--driver-domain",
+        action="store_true",
+        help="watch xenstore for disks to serve, in place of `xl devd`",
+    )
+    agent.set_defaults(run="agent")
+
+
+def _block(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    block = commands.add_parser(
+        "block",
+        help="attach, detach or list disks",
+        description="Does by hand what the toolstack's block script does, or lists all disks.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = block.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for action, words in (
+        ("add", "Gives a backend its device: attaches the disk and writes to xenstore where it is"),
+        ("remove", "Takes back what was attached for a backend"),
+    ):
+        command = actions.add_parser(
+            action,
+            help=f"{words[0].lower()}{words[1:]}",
+            description=f"{words}.",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument(
+            "backend", nargs="?", metavar="BACKEND", help="which disk (default: $XENBUS_PATH)"
+        )
+        command.set_defaults(run="block", action=action)
+    listing = actions.add_parser(
+        "list",
+        help="list the disks of all guests",
+        description="Lists every disk: its device, its guest, its file, how it may be used and"
+        " how far it got.",
+    )
+    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.set_defaults(run="block_list")
+
+
+def _mending(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, short, long in (
+        (
+            "gc",
+            "detach what no guest wants any more",
+            (
+                "Detaches loop devices (and iSCSI sessions, NBD devices ...) that we attached for"
+                " a guest's disk and that no backend wants any more. Loop devices of others are"
+                " never touched."
+            ),
+        ),
+        (
+            "reconcile",
+            "make the host agree with xenstore",
+            (
+                "Does what gc does, attaches the disks of backends that still wait for theirs,"
+                " and names those whose device has gone."
+            ),
+        ),
+    ):
+        command = commands.add_parser(name, help=short, description=long)
+        command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        command.set_defaults(run=f"{name}_all" if name == "reconcile" else name)

@@ -1,0 +1,237 @@
+"""What the commands of ``cli.py`` do. Imported only when one runs.
+
+Prints to stdout what was asked for; problems are HotplugError, which ``cli.main`` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from hotplug import config, disks
+from hotplug.agent import host, reconcile
+from hotplug.agent.deadline import EventDeadline
+from hotplug.client import ask, oneshot
+from hotplug.errors import HotplugError, UsageError
+from hotplug.events import Action, Device, Event
+from hotplug.handlers import block as block_handlers
+from hotplug.sources.invocation import Invocation
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+    from hotplug.ports import Host
+
+
+def agent(arguments: argparse.Namespace) -> int:
+    from hotplug.agent import main  # noqa: PLC0415 - the agent's modules are the agent's
+
+    return main.run(config.load(), driver_domain=arguments.driver_domain)
+
+
+def scripts_dir(_: argparse.Namespace) -> int:
+    print(os.path.join(os.path.dirname(os.path.abspath(__file__)), "client", "scripts"))
+    return 0
+
+
+def block(arguments: argparse.Namespace) -> int:
+    """Add or remove one disk, through the agent if there is one."""
+    path = arguments.backend or os.environ.get("XENBUS_PATH")
+    if not path:
+        raise UsageError("which disk? name a BACKEND, for example 5/51712, or set XENBUS_PATH")
+    device = find_backend(path)
+    return act(arguments.action, device)
+
+
+def act(action: str, device: Device) -> int:
+    variables = {
+        "XENBUS_PATH": device.path,
+        "XENBUS_TYPE": device.kind,
+        "XENBUS_BASE_PATH": device.base,
+    }
+    script = os.path.join(config.load().scripts, script_name(device))
+    invocation = Invocation((script, action), variables, os.getcwd())
+    answer = ask.run(config.load().rundir, invocation)
+    if answer is None:
+        outcome = oneshot.invoke(invocation)
+        answer = (outcome.status, outcome.text)
+    status, text = answer
+    if text:
+        print(f"xen-hotplug: {device}: {text}", file=sys.stderr)
+    return status
+
+
+def script_name(device: Device) -> str:
+    """The script that the toolstack would run for a backend: the one it wrote there."""
+    from hotplug import xenstore  # noqa: PLC0415 - see cli.py
+    from hotplug.handlers.table import SCRIPTS  # noqa: PLC0415
+
+    with xenstore.connect() as store:
+        script = os.path.basename(os.fsdecode(store.read(f"{device.path}/script") or b"block"))
+    return script if script in SCRIPTS else "block"
+
+
+def find_backend(name: str) -> Device:
+    """Turn what an administrator types into a device."""
+    by_number = re.fullmatch(r"(\d+)[/:](\d+)", name)
+    if by_number is not None:
+        return Device("vbd", int(by_number[1]), int(by_number[2]))
+    if name.count("/") >= 2:
+        return Device.parse(name)
+    guest, found, vdev = name.rpartition(":")
+    if not found or not guest or not vdev:
+        raise UsageError(
+            f"'{name}' names no disk; say backend/vbd/5/51712, 5/51712 or myguest:xvda"
+        )
+    return disks.find(guest, vdev)
+
+
+def block_list(arguments: argparse.Namespace) -> int:
+    rows = disks.all_disks()
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return 0
+    if not rows:
+        print("No guest has a disk here.")
+        return 0
+    table = [("DEVICE", "GUEST", "VDEV", "MODE", "STATE", "ON", "FILE")]
+    table += [
+        (f"{r.domid}/{r.devid}", r.guest, r.vdev, r.mode, r.state, r.device or "-", r.file)
+        for r in rows
+    ]
+    print_table(table)
+    return 0
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need to be; the last one is left ragged."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        print("  ".join([*cells, row[-1]]).encode(errors="replace").decode())
+
+
+def gc(arguments: argparse.Namespace) -> int:
+    """Detach what nobody wants."""
+    return sweep(host.build(config.load()), dry_run=arguments.dry_run)
+
+
+def sweep(built: Host, *, dry_run: bool) -> int:
+    entries = list(reconcile.unwanted_entries(built))
+    loops = list(reconcile.unknown_loops(built))
+    word = "would detach" if dry_run else "detached"
+    failures = 0
+    for leak in [*entries, *loops]:
+        if not dry_run:
+            failures += not release(built, leak)
+        print(f"{word} {leak.what}, which was attached for {leak.device}")
+    if not entries and not loops:
+        print("Nothing is attached that no backend wants.")
+    return 1 if failures else 0
+
+
+def release(built: Host, leak: reconcile.Leak) -> bool:
+    """Detach one leak; False, with a sentence, if that fails."""
+    own = dataclasses.replace(built, deadline=EventDeadline(built.config.deadline))
+    try:
+        if leak.loop is None:
+            block_handlers.reclaim(own, Event(Action.RECLAIM, leak.device))
+        else:
+            reconcile.detach(own, leak)
+    except (HotplugError, OSError) as error:
+        print(f"xen-hotplug: {leak.device}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def reconcile_all(arguments: argparse.Namespace) -> int:
+    """Make the host agree with the store."""
+    built = host.build(config.load())
+    result = sweep(built, dry_run=arguments.dry_run)
+    for device in reconcile.waiting(built):
+        if arguments.dry_run:
+            print(f"would attach {device}, which waits for its disk")
+        else:
+            print(f"attaching {device}, which waits for its disk")
+            result |= act("add", device)
+    for row in disks.all_disks(built):
+        if row.state == "lost":
+            print(
+                f"{row.domid}/{row.devid} of {row.guest}: {row.device} is no longer bound to"
+                f" {row.file}; detach the disk in the guest and attach it again"
+            )
+            result = 1
+    return result
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """What the agent is doing."""
+    settings = config.load()
+    told = ask.status(settings.rundir)
+    facts = describe(settings, told)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    elif told is None:
+        print(f"No agent serves {settings.rundir}; scripts do their work themselves (one-shot).")
+        print_locks(facts)
+    else:
+        print_status(facts)
+    return 0
+
+
+def describe(settings: config.Config, told: Mapping[str, object] | None) -> dict[str, object]:
+    """The agent's own words, and what is seen from outside."""
+    import psutil  # noqa: PLC0415 - 20 ms, and only this command wants it
+
+    facts: dict[str, object] = {"agent": told}
+    if told is not None:
+        process = psutil.Process(int(str(told["pid"])))
+        with process.oneshot():
+            times = process.cpu_times()
+            facts["memory_mib"] = round(process.memory_info().rss / 2**20, 1)
+            facts["cpu_s"] = round(times.user + times.system, 2)
+    facts["locks"] = [
+        {"lock": path, "pid": pid, "process": name_of(pid)}
+        for path, pid in disks.lock_holders(settings.rundir)
+    ]
+    return facts
+
+
+def name_of(pid: int) -> str:
+    """What a process was started as, for people."""
+    import psutil  # noqa: PLC0415 - see describe
+
+    try:
+        return " ".join(psutil.Process(pid).cmdline()) or psutil.Process(pid).name()
+    except psutil.Error:
+        return "it has ended since"
+
+
+def print_status(facts: Mapping[str, object]) -> None:
+    told = facts["agent"]
+    if not isinstance(told, dict):
+        return
+    events = told["events"]
+    print(f"agent     pid {told['pid']}, version {told['version']}, up {told['uptime_s']} s")
+    print(f"sources   {', '.join(told['sources'])}")
+    print(f"events    {events['finished']} done, {events['failed']} of them failed")
+    print(f"attached  {told['attached']} disks")
+    print(f"memory    {facts['memory_mib']} MiB, CPU {facts['cpu_s']} s, {told['workers']} workers")
+    if not told["queue"]:
+        print("queue     empty")
+    for job in told["queue"]:
+        state = "given up, hangs" if job["given_up"] else job["doing"]
+        print(f"queue     {job['event']}: {state}, {job['age_s']} s")
+    print_locks(facts)
+
+
+def print_locks(facts: Mapping[str, object]) -> None:
+    locks = facts["locks"]
+    if isinstance(locks, list):
+        for lock in locks:
+            print(f"lock      {lock['lock']} is held by pid {lock['pid']}: {lock['process']}")

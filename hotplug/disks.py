@@ -1,0 +1,142 @@
+"""All disks of all guests, put together from the store, the journal and the kernel: for people."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotplug import config
+from hotplug.agent import host, reconcile
+from hotplug.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hotplug.events import Device
+    from hotplug.ports import Host
+
+KINDS = ("vbd", "vbd3", "qdisk", "tap")
+KEYS = (
+    "params",
+    "mode",
+    "dev",
+    "state",
+    "hotplug-status",
+    "physical-device-path",
+    "node",
+    "physical-device",
+    "hotplug-error",
+)
+STATES = {
+    b"1": "initialising",
+    b"2": "waiting",
+    b"3": "initialised",
+    b"4": "connected",
+    b"5": "closing",
+    b"6": "closed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One disk."""
+
+    backend: str
+    domid: int
+    devid: int
+    guest: str
+    vdev: str
+    mode: str
+    state: str  # a word of STATES, or the hotplug-status error/busy, or "lost"
+    device: str | None  # what the guest's disk is on this host
+    file: str
+    error: str | None
+
+
+def all_disks(built: Host | None = None) -> list[Row]:
+    """Every disk whose backend is in this domain, by domid and devid."""
+    built = built or host.build(config.load())
+    devices = reconcile.backends(built, KINDS)
+    values = built.store.read_many([f"{d.path}/{key}" for d in devices for key in KEYS])
+    domids = sorted({device.domid for device in devices})
+    names = built.store.read_many(
+        [f"/local/domain/{domid}/name" for domid in domids], forbidden_is_absent=True
+    )
+    guests = {
+        domid: os.fsdecode(name) if name else f"domain {domid}"
+        for domid, name in zip(domids, names, strict=True)
+    }
+    rows = []
+    for index, device in enumerate(devices):
+        found = values[index * len(KEYS) : (index + 1) * len(KEYS)]
+        rows.append(row(built, device, dict(zip(KEYS, found, strict=True)), guests))
+    return sorted(rows, key=lambda r: (r.domid, r.devid))
+
+
+def row(built: Host, device: Device, keys: dict[str, bytes | None], guests: dict[int, str]) -> Row:
+    status = keys["hotplug-status"]
+    state = STATES.get(keys["state"] or b"", "unknown")
+    if status in (b"error", b"busy"):
+        state = status.decode()
+    elif is_lost(built, keys):
+        state = "lost"
+    path = keys["physical-device-path"] or keys["node"]
+    error = keys["hotplug-error"]
+    return Row(
+        backend=device.path,
+        domid=device.domid,
+        devid=device.devid,
+        guest=guests[device.domid],
+        vdev=os.fsdecode(keys["dev"] or b"-"),
+        mode=os.fsdecode(keys["mode"] or b"-"),
+        state=state,
+        device=os.fsdecode(path) if path else None,
+        file=os.fsdecode(keys["params"] or b"-"),
+        error=os.fsdecode(error) if error else None,
+    )
+
+
+def is_lost(built: Host, keys: dict[str, bytes | None]) -> bool:
+    """Whether the guest's loop device has been unbound under it."""
+    node = (keys["node"] or b"").removeprefix(b"/dev/loop")
+    if not node.isdigit() or keys["physical-device"] is None:
+        return False
+    return built.loops.get(int(node)) is None
+
+
+def find(guest: str, vdev: str) -> Device:
+    """A disk by its guest's name and its name in the guest."""
+    built = host.build(config.load())
+    devices = reconcile.backends(built, ("vbd", "vbd3"))
+    devs = built.store.read_many([f"{device.path}/dev" for device in devices])
+    names = built.store.read_many(
+        [f"/local/domain/{device.domid}/name" for device in devices], forbidden_is_absent=True
+    )
+    mine = [
+        (device, os.fsdecode(dev or b""))
+        for device, dev, name in zip(devices, devs, names, strict=True)
+        if os.fsdecode(name or b"") == guest
+    ]
+    for device, dev in mine:
+        if dev == vdev:
+            return device
+    if mine:
+        has = ", ".join(dev for _, dev in mine)
+        raise UsageError(f"guest '{guest}' has no disk {vdev}; it has {has}")
+    raise UsageError(f"there is no guest '{guest}' with a disk here; see `xen-hotplug block list`")
+
+
+def lock_holders(rundir: str) -> Iterator[tuple[str, int]]:
+    """Lock files of the scripts that somebody holds just now, with the holder's pid."""
+    held = {}
+    with open("/proc/locks", encoding="ascii") as file:
+        for line in file:
+            words = line.split()
+            if "FLOCK" in words and "->" not in words:
+                held[words[5].rpartition(":")[2]] = int(words[4])
+    for name in sorted(os.listdir(rundir)) if os.path.isdir(rundir) else ():
+        path = os.path.join(rundir, name)
+        pid = held.get(str(os.lstat(path).st_ino))
+        if pid is not None and name not in ("agent.pid", "control", "journal"):
+            yield path, pid

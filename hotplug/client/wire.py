@@ -68,7 +68,7 @@ def unpack_request(packet: bytes) -> Request:
     fields = packet[:-1].split(b"\0")
     if fields[0] != MAGIC:
         raise WireError(f"unknown protocol {fields[0][:40]!r}, this agent speaks {MAGIC!r}")
-    if len(fields) < 4 or not fields[3].isdigit():
+    if len(fields) < 4 or not fields[3].isdigit() or len(fields[3]) > 5:
         raise WireError("the number of arguments is missing")
     count = int(fields[3])
     if count < 1 or len(fields) < 4 + count:

@@ -1,0 +1,152 @@
+"""The picture holds: who imports whom, and how long things are. There are no exceptions."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).parents[2] / "hotplug"
+MAX_MODULE = 400  # lines
+MAX_FUNCTION = 60
+
+# Values: everybody may import them, and they import only each other.
+VALUES = {
+    "hotplug",
+    "hotplug.config",
+    "hotplug.errors",
+    "hotplug.events",
+    "hotplug.ports",
+    "hotplug.sources.invocation",
+}
+WIRE = "hotplug.client.wire"
+EVERYTHING = {"hotplug.*"}
+POLICY = {"hotplug.agent.*", "hotplug.handlers.*", WIRE, *VALUES}
+MECHANISM = {"hotplug.kernel.*", "hotplug.xenstore.*", "hotplug.sources.*"}
+
+# Who may import what of ours; the first line that matches a module counts.
+MAY_IMPORT = {
+    "hotplug": set(),
+    "hotplug.errors": set(),
+    "hotplug.events": VALUES,
+    "hotplug.ports": VALUES,
+    "hotplug.config": VALUES,
+    "hotplug.sources.invocation": VALUES,
+    "hotplug.__main__": {"hotplug.cli"},
+    "hotplug.cli": EVERYTHING,
+    "hotplug.commands": EVERYTHING,  # cli's
+    "hotplug.disks": EVERYTHING,  # cli's
+    "hotplug.client": set(),
+    "hotplug.client.ask": {WIRE, *VALUES},
+    "hotplug.client.wire": set(),
+    "hotplug.client.oneshot": EVERYTHING,
+    "hotplug.agent.main": POLICY | MECHANISM,  # start-up
+    "hotplug.agent.host": POLICY | MECHANISM,  # start-up
+    "hotplug.agent.*": POLICY,
+    "hotplug.handlers.*": {"hotplug.handlers.*", *VALUES},
+    "hotplug.kernel.*": {"hotplug.kernel.*", *VALUES},
+    "hotplug.sources.*": {"hotplug.sources.*", WIRE, *VALUES},
+    "hotplug.xenstore.*": {"hotplug.xenstore.*"},
+}
+
+# Who may import what is foreign: one module each, which translates.
+FOREIGN = {
+    "ctypes": set(),
+    "psutil": {"hotplug.commands"},
+    "pyudev": {"hotplug.sources.udev"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(TREE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(TREE.rglob("*.py"))}
+
+
+def matches(pattern: str, module: str) -> bool:
+    """``a.b.*`` means a.b and all that is in it."""
+    if pattern.endswith(".*"):
+        return f"{module}.".startswith(pattern[:-1])
+    return module == pattern
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The modules that a module imports, wherever in it, TYPE_CHECKING or not."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            inner = {f"{node.module}.{name.name}" for name in node.names}
+            found |= {name if name in MODULES else node.module for name in inner}
+    return found
+
+
+def forbidden(module: str, imported: set[str]) -> set[str]:
+    """Those imports of ours that the table does not allow."""
+    rules = [allowed for pattern, allowed in MAY_IMPORT.items() if matches(pattern, module)]
+    assert rules, f"{module} is in no line of MAY_IMPORT"
+    ours = {name for name in imported if matches("hotplug.*", name)}
+    return {name for name in ours if not any(matches(allowed, name) for allowed in rules[0])}
+
+
+@pytest.fixture(params=MODULES)
+def module(request):
+    return request.param
+
+
+@pytest.fixture
+def tree(module):
+    return ast.parse(MODULES[module].read_bytes())
+
+
+def test_imports_follow_the_picture(module, tree):
+    assert forbidden(module, imports(tree)) == set()
+
+
+def test_foreign_libraries_have_one_door(module, tree):
+    roots = {name.partition(".")[0] for name in imports(tree)}
+    foreign = {root for root in roots - {"hotplug"} if root not in sys.stdlib_module_names}
+    for library in foreign | (roots & FOREIGN.keys()):
+        assert module in FOREIGN.get(library, ()), f"{module} may not import {library}"
+
+
+def test_docstring(tree):
+    assert ast.get_docstring(tree)
+
+
+def test_length(module, tree):
+    lines = MODULES[module].read_text().count("\n")
+    assert lines <= MAX_MODULE
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= MAX_FUNCTION, f"{node.name} has {length} lines"
+
+
+def test_the_table_names_only_what_exists():
+    patterns = set().union(MAY_IMPORT, *MAY_IMPORT.values(), *FOREIGN.values())
+    for pattern in patterns:
+        assert any(matches(pattern, module) for module in MODULES), pattern
+
+
+@pytest.mark.parametrize(
+    ("importer", "source"),
+    [
+        ("hotplug.handlers.block", "import hotplug.kernel.loop"),
+        ("hotplug.handlers.block", "def f():\n    from hotplug.kernel import loop"),
+        ("hotplug.kernel.loop", "from hotplug.handlers import block"),
+        ("hotplug.agent.dispatch", "from hotplug.kernel.loop import attach"),
+        ("hotplug.xenstore.client", "from hotplug import ports"),
+        ("hotplug.client.wire", "from hotplug import errors"),
+        ("hotplug.sources.udev", "if TYPE_CHECKING:\n    from hotplug.agent import queues"),
+        ("hotplug.ports", "from hotplug.agent.queues import Queues"),
+    ],
+)
+def test_the_test_sees_a_breach(importer, source):
+    assert forbidden(importer, imports(ast.parse(source)))

@@ -51,10 +51,12 @@ static const char VARIABLES[] =
 	"netdev\0bridge\0ip\0dhcp\0type_if\0vifname\0mtu\0";
 
 /* -S: no .pth files, no other site directory; ours comes last, so that nothing shadows the
- * standard library. UTF-8 mode: names of files are the same bytes in every locale. */
+ * standard library. UTF-8 mode: names of files are the same bytes in every locale. _exit: a
+ * thread that hangs in the kernel must not keep us, and tidying up takes time. */
 static const char PROGRAM[] =
-	"import sys; sys.path.append(sys.argv.pop(1)); "
-	"from hotplug.client.oneshot import main; sys.exit(main(sys.argv[1:]))";
+	"import os, sys; sys.path.append(sys.argv.pop(1)); "
+	"from hotplug.client.oneshot import main; "
+	"status = main(sys.argv[1:]); sys.stderr.flush(); os._exit(status)";
 
 static char packet[MAX_PACKET + 1]; /* the one we send, then the one we get; and a newline */
 static size_t length;

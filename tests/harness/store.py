@@ -7,6 +7,7 @@ transaction, length), then the payload.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import struct
@@ -72,10 +73,8 @@ class Store:
         self.transaction(body)
 
     def remove(self, path: str) -> None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self.call(REMOVE, path.encode() + b"\0")
-        except FileNotFoundError:
-            pass
 
     def directory(self, path: str) -> list[str]:
         """The names below a node, none if it is absent."""
@@ -116,8 +115,8 @@ class Store:
             return
         raise TimeoutError("100 transactions in a row met a conflict")
 
-    def watch(self, path: str, token: str = "t") -> None:
-        self.call(WATCH, path.encode() + b"\0", token.encode() + b"\0")
+    def watch(self, path: str) -> None:
+        self.call(WATCH, path.encode() + b"\0", b"test\0")
 
     def next_event(self) -> str:
         """Wait for a watch to fire; the path that changed."""

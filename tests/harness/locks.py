@@ -1,0 +1,68 @@
+"""The lock files of the stock scripts (contract 2.6), claimed and watched from a test."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SECONDS = 10.0
+PAUSE = 0.002
+
+
+def wait_until(
+    condition: Callable[[], object],
+    what: str,
+    seconds: float = SECONDS,
+    explain: Callable[[], str] = str,
+) -> None:
+    """Poll until ``condition()`` holds; the test fails if it never does."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"after {seconds:.0f} s still not true: {what} {explain()}")
+        time.sleep(PAUSE)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[int]:
+    """Hold a lock as a stock script does; the file is gone afterwards."""
+    path.parent.mkdir(exist_ok=True)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                break
+        os.close(fd)
+    try:
+        yield fd
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        os.close(fd)
+
+
+def users(path: Path) -> list[int]:
+    """The processes other than this one that have the file of a lock open."""
+    found = []
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit() or int(pid) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") == str(path):
+                        found.append(int(pid))
+    return found
+
+
+def wait_for_waiter(path: Path) -> None:
+    """Wait until somebody else wants the lock that this test holds."""
+    wait_until(lambda: users(path), f"somebody waits for {path}")

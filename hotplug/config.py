@@ -80,7 +80,7 @@ def parse(path: str, table: Mapping[str, Any], rundir: str = DEFAULT_RUNDIR) -> 
     values: dict[str, Any] = {"rundir": rundir}
     for key, value in table.items():
         if key == "disk":
-            values["disks"] = tuple(_disk(path, index, rule) for index, rule in enumerate(value))
+            values["disks"] = _disks(path, value)
         elif key in known:
             values[key] = _typed(path, key, value, type(getattr(Config(), key)))
         else:
@@ -94,8 +94,15 @@ def parse(path: str, table: Mapping[str, Any], rundir: str = DEFAULT_RUNDIR) -> 
     return config
 
 
-def _disk(path: str, index: int, rule: Mapping[str, Any]) -> DiskRule:
-    where = f"disk {index + 1}"
+def _disks(path: str, rules: object) -> tuple[DiskRule, ...]:
+    if not isinstance(rules, list):
+        raise ConfigError(f"{path}: disk: write [[disk]], with two brackets, for each pattern")
+    return tuple(_disk(path, f"disk {index + 1}", rule) for index, rule in enumerate(rules))
+
+
+def _disk(path: str, where: str, rule: object) -> DiskRule:
+    if not isinstance(rule, dict):
+        raise ConfigError(f"{path}: {where}: {rule!r} is not a table of settings")
     kinds = {"match": str, "direct_io": bool, "block_size": int}
     for key, value in rule.items():
         if key not in kinds:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 

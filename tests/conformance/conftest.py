@@ -12,47 +12,58 @@ import subprocess
 import pytest
 from harness import leaks, loops
 from harness.guests import Guest
-from harness.place import place
+from harness.place import place, place_behind_proxy, place_in_domain
 from harness.run import Runner
 
+DRIVER_DOMAIN = 7
+RUNNERS = {"runner", "fresh_runner", "driver_runner"}
 _names = itertools.count(1)
 
 
 @contextlib.contextmanager
-def running(kind):
-    """A runner in a place of its own."""
-    with place() as made:
-        runner = Runner(kind, made)
-        if kind == "agent":
-            runner.start_agent()
-        yield runner
-        if runner.agent is not None:
-            assert runner.agent.stop() == 0
+def running(kind, made):
+    """A runner in a place."""
+    runner = Runner(kind, made)
+    if kind == "agent":
+        runner.start_agent()
+    yield runner
+    if runner.agent is not None:
+        assert runner.agent.stop() == 0
 
 
 @pytest.fixture(scope="module")
 def runner(request):
-    with running(request.param) as made:
-        yield made
+    with place() as made, running(request.param, made) as runner:
+        yield runner
 
 
 @pytest.fixture
 def fresh_runner(request):
-    with running(request.param) as made:
-        yield made
+    """A runner for one test, which reaches the store through ``proxy``."""
+    with place_behind_proxy() as (made, proxy), running(request.param, made) as runner:
+        runner.proxy = proxy
+        yield runner
+
+
+@pytest.fixture
+def driver_runner(request):
+    """A runner in driver domain 7, for one test."""
+    with place_in_domain(DRIVER_DOMAIN) as made, running(request.param, made) as runner:
+        runner.domid = DRIVER_DOMAIN
+        yield runner
 
 
 @pytest.fixture
 def at(request):
-    """The runner of this test, whichever of the two fixtures it is."""
-    name = "fresh_runner" if "fresh_runner" in request.fixturenames else "runner"
+    """The runner of this test, whichever fixture it is."""
+    (name,) = RUNNERS & set(request.fixturenames)
     return request.getfixturevalue(name)
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(request, tmp_path):
     """Runs around every test; tests without a runner have nothing to leave."""
-    if not {"runner", "fresh_runner"} & set(request.fixturenames):
+    if not RUNNERS & set(request.fixturenames):
         yield
         return
     runner = request.getfixturevalue("at")
@@ -110,20 +121,40 @@ def block_device(image):
 
 
 @pytest.fixture
-def mounted(tmp_path, block_device, image):
-    """Make block devices with a file system that is mounted on this host."""
+def formatted(image):
+    """Make files that hold an empty file system."""
+
+    def make():
+        file = image(size=4 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(file)], check=True)
+        return file
+
+    return make
+
+
+@pytest.fixture
+def mount(tmp_path, block_device):  # block_device: unmount before it detaches
+    """Mount block devices on this host, where the agent sees it too."""
     points = []
 
-    def make(option, file=None):
-        file = file or image(size=4 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(file)], check=True)
-        device = block_device(file)
+    def make(device, option):
         point = tmp_path / f"mount{next(_names)}"
         point.mkdir()
         subprocess.run(["mount", "-o", option, device, str(point)], check=True)
         points.append(point)
-        return device
 
     yield make
     for point in points:
         subprocess.run(["umount", str(point)], check=True)
+
+
+@pytest.fixture
+def mounted(block_device, formatted, mount):
+    """Make block devices that are mounted on this host."""
+
+    def make(option):
+        device = block_device(formatted())
+        mount(device, option)
+        return device
+
+    return make

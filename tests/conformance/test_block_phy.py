@@ -67,9 +67,8 @@ def test_phy_key_order(runner, guest, block_device):
             while not ended.is_set():
                 if store.read(f"{disk.path}/hotplug-status") != b"connected":
                     continue
-                for key in ("physical-device", "physical-device-path"):
-                    if store.read(f"{disk.path}/{key}") is None:
-                        early.append(key)
+                keys = ("physical-device", "physical-device-path")
+                early.extend(key for key in keys if store.read(f"{disk.path}/{key}") is None)
 
     observer = threading.Thread(target=look)
     observer.start()
@@ -188,7 +187,9 @@ def test_phy_blank_in_path(runner, guest, tmp_path, block_device):
 
 
 @F
-@pytest.mark.parametrize("name", [b"\xfc\xff", "дом".encode(), rb"a\b\x41\n\\", b"a\nb\t", b"$(x)`'\""])
+@pytest.mark.parametrize(
+    "name", [b"\xfc\xff", "дом".encode(), rb"a\b\x41\n\\", b"a\nb\t", b"$(x)`'\""]
+)
 def test_phy_odd_bytes_in_path(runner, guest, tmp_path, block_device, name):
     """36: non-ASCII bytes and backslash work byte for byte (D30)."""
     device = block_device()

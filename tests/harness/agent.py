@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from harness.place import Place
 
@@ -55,7 +55,11 @@ class Agent:
         self.process.wait()
 
 
-def start(place: Place, variables: Mapping[str, str] | None = None) -> Agent:
+def start(
+    place: Place,
+    variables: Mapping[str, str] | None = None,
+    launcher: Sequence[str] = (),
+) -> Agent:
     """Run the agent of a place, and return once it says that it is ready.
 
     The working directory is not the source tree, so that an installed package is what runs.
@@ -68,7 +72,7 @@ def start(place: Place, variables: Mapping[str, str] | None = None) -> Agent:
         ready.bind(str(notify))
         ready.settimeout(0.1)
         process = subprocess.Popen(
-            [sys.executable, "-m", "hotplug", "agent"],
+            [*launcher, sys.executable, "-m", "hotplug", "agent"],
             cwd=place.directory,
             env={**place.environment(), "NOTIFY_SOCKET": str(notify), **(variables or {})},
             stdin=subprocess.DEVNULL,

@@ -117,6 +117,7 @@ class Guest:
         state: int | None = 2,
         script: str = DEFAULT_SCRIPT,
         dev: str = "",
+        backend_domid: int = 0,
         keys: Mapping[str, Value | None] | None = None,
     ) -> Backend:
         """Add a disk; ``keys`` are further nodes of the backend, None leaves one out."""
@@ -139,16 +140,19 @@ class Guest:
                 "discard-enable": 1,
                 **(keys or {}),
             },
+            backend_domid,
         )
 
-    def add(self, kind: str, devid: int, keys: Mapping[str, Value | None]) -> Backend:
+    def add(
+        self, kind: str, devid: int, keys: Mapping[str, Value | None], backend_domid: int = 0
+    ) -> Backend:
         """Add a device of any kind, with the nodes of its backend."""
-        backend = Backend(self.store, kind, self.domid, devid)
+        backend = Backend(self.store, kind, self.domid, devid, backend_domid)
         back = {key: value for key, value in keys.items() if value is not None}
         back["frontend"] = backend.frontend
         front: dict[str, Value] = {
             "backend": backend.path,
-            "backend-id": 0,
+            "backend-id": backend_domid,
             "state": 1,
             "virtual-device": devid,
             "device-type": "disk",
@@ -165,8 +169,8 @@ class Guest:
                 **{f"{backend.record}/{key}": value for key, value in record.items()},
             }
         )
-        self.store.set_permissions(backend.path, "n0", f"r{self.domid}")
-        self.store.set_permissions(backend.frontend, f"n{self.domid}", "r0")
+        self.store.set_permissions(backend.path, f"n{backend_domid}", f"r{self.domid}")
+        self.store.set_permissions(backend.frontend, f"n{self.domid}", f"r{backend_domid}")
         self.backends.append(backend)
         return backend
 

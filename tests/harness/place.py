@@ -8,6 +8,7 @@ scripts, which have these names built in, by a mount namespace (see run.py).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import xenstored
+from harness.domain import Domain
+from harness.proxy import Proxy
 from harness.store import Store
 from harness.syslog import Syslog
 
@@ -31,8 +34,9 @@ class Place:
 
     directory: Path
     daemon: xenstored.Daemon
-    store: Store
+    store: Store  # as domain 0, whatever the runs connect as
     syslog: Syslog
+    socket: str  # the store, as the runs know it
 
     @property
     def rundir(self) -> Path:
@@ -76,7 +80,7 @@ class Place:
         }
         return {
             **inherited,
-            "XENSTORED_PATH": self.daemon.socket,
+            "XENSTORED_PATH": self.socket,
             "XEN_HOTPLUG_RUNDIR": str(self.rundir),
             "XEN_HOTPLUG_CONFIG": str(self.config),
         }
@@ -96,7 +100,7 @@ def place() -> Iterator[Place]:
         directory = Path(name)
         with xenstored.start(directory / "xs") as daemon, Store(daemon.socket) as store:
             syslog = Syslog(directory / "syslog")
-            made = Place(directory, daemon, store, syslog)
+            made = Place(directory, daemon, store, syslog, daemon.socket)
             made.rundir.mkdir()
             made.log_file.parent.mkdir()
             shutil.copytree(STOCK_SCRIPTS, made.scripts)
@@ -105,3 +109,25 @@ def place() -> Iterator[Place]:
                 yield made
             finally:
                 syslog.close()
+
+
+@contextlib.contextmanager
+def place_behind_proxy() -> Iterator[tuple[Place, Proxy]]:
+    """A place whose runs reach the store through a proxy."""
+    with place() as made:
+        proxy = Proxy(str(made.directory / "proxy"), made.daemon.socket)
+        try:
+            yield dataclasses.replace(made, socket=proxy.path), proxy
+        finally:
+            proxy.close()
+
+
+@contextlib.contextmanager
+def place_in_domain(domid: int) -> Iterator[Place]:
+    """A place whose runs are in a driver domain."""
+    with place() as made:
+        domain = Domain(made.daemon, domid)
+        try:
+            yield dataclasses.replace(made, socket=domain.path)
+        finally:
+            domain.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 
@@ -18,10 +19,7 @@ class Proxy:
         self._open.set()
         self._ends: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(path)
-        self._listener.listen(64)
-        self._start(self._accept)
+        self.up()
 
     def pause(self) -> None:
         """Hold back every request from now on."""
@@ -31,17 +29,29 @@ class Proxy:
         self._open.set()
 
     def cut(self) -> None:
-        """Break every connection there is, as a store that dies does."""
+        """Break every connection there is."""
         ends, self._ends = self._ends, []
         for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
+    def down(self) -> None:
+        """Be a store that has died: no connection lives, none can be made."""
+        os.unlink(self.path)
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.resume()
         self.cut()
+
+    def up(self) -> None:
+        """Be a store that has been started (again)."""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen(64)
+        self._start(self._accept, self._listener)
+
+    def close(self) -> None:
+        self.down()
+        self.resume()
         for thread in self._threads:
             thread.join()
 
@@ -50,10 +60,10 @@ class Proxy:
         self._threads.append(thread)
         thread.start()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
                 self.accepted += 1
                 server = socket.socket(socket.AF_UNIX)
                 try:

@@ -20,11 +20,12 @@ from harness import agent as agents
 from harness.syslog import ERR
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from harness.agent import Agent
     from harness.guests import Backend
     from harness.place import Place
+    from harness.proxy import Proxy
     from harness.syslog import Message
 
 SECONDS = 40.0  # libxl's limit for one run
@@ -107,6 +108,9 @@ class Runner:
     kind: str  # stock, agent or oneshot
     place: Place
     agent: Agent | None = None
+    domid: int = 0  # of the domain that the runs are in
+    proxy: Proxy | None = None  # between the runs and the store, if there is one
+    launcher: tuple[str, ...] = ()  # a command that starts the runs, or the agent, in a cage
     faults: list[str] = field(default_factory=list)  # broken promises, see check()
 
     @property
@@ -125,7 +129,6 @@ class Runner:
         variables: Mapping[str, str | None] | None = None,
         cwd: str | Path = "/",
         relative: bool = True,
-        launcher: Sequence[str] = (),
     ) -> Running:
         """Start a script; ``variables`` of value None are left out of the environment."""
         path = self.script(script)
@@ -137,7 +140,7 @@ class Runner:
         prefix = self._namespace() if self.is_stock else ()
         log_before = self.log_size()
         process = subprocess.Popen(
-            [*launcher, *prefix, path, *arguments],
+            [*self.launcher, *prefix, path, *arguments],
             env=environment,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -155,7 +158,6 @@ class Runner:
         variables: Mapping[str, str | None] | None = None,
         cwd: str | Path = "/",
         relative: bool = True,
-        launcher: Sequence[str] = (),
         seconds: float = SECONDS,
     ) -> Result:
         """Run a script to its end."""
@@ -166,7 +168,6 @@ class Runner:
             variables=variables,
             cwd=cwd,
             relative=relative,
-            launcher=launcher,
         ).wait(seconds)
 
     def add(self, backend: Backend, **options) -> Result:
@@ -204,15 +205,19 @@ class Runner:
         return backend.kind == "vbd" and keys.get("hotplug-status") == b"connected"
 
     def start_agent(self, variables: Mapping[str, str] | None = None) -> Agent:
-        self.agent = agents.start(self.place, variables)
+        self.agent = agents.start(self.place, variables, self.launcher)
         return self.agent
+
+    def restart_agent(self, variables: Mapping[str, str] | None = None) -> None:
+        """Have a new agent, if there is one at all; the old one may have died."""
+        if self.agent is not None:
+            assert self.agent.process.poll() is not None or self.agent.stop() == 0
+            self.start_agent(variables)
 
     def reconfigure(self, **settings: object) -> None:
         """Change the configuration; an agent is started again."""
         self.place.configure(**settings)
-        if self.agent is not None:
-            assert self.agent.stop() == 0
-            self.start_agent()
+        self.restart_agent()
 
     def _environment(
         self, backend: Backend | str | None, path: str, *, relative: bool

@@ -1,0 +1,91 @@
+"""A transaction of the store, while it is open: what ``Client.transaction()`` gives its body.
+
+Reads here see the store as it was when the transaction began plus its own changes. Nothing that was
+read here has changed when the commit succeeds. Changes are not sent together with the commit:
+xenstored commits what it accepted even if it refused the rest.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import EAGAIN
+
+from hotplug.xenstore import operations
+from hotplug.xenstore.errors import refused
+from hotplug.xenstore.protocol import ABORT, COMMIT, START, VERBS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hotplug.xenstore.connection import Connection
+    from hotplug.xenstore.operations import Change
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One change of a transaction; ``value`` None removes the node and all below it."""
+
+    path: str
+    value: bytes | None
+
+
+class Transaction:
+    """Opened by its creation. Of use only until the body returns."""
+
+    __slots__ = ("_connection", "_number")
+
+    def __init__(self, connection: Connection) -> None:
+        reply = connection.exchange((START,), 0).replies[0]
+        if isinstance(reply, int):
+            raise refused(reply, VERBS[START[0]], "")
+        self._connection = connection
+        self._number = int(reply.rstrip(b"\0"))
+
+    def read(self, path: str) -> bytes | None:
+        return self.read_many((path,))[0]
+
+    def read_many(
+        self, paths: Sequence[str], *, forbidden_is_absent: bool = False
+    ) -> list[bytes | None]:
+        """All values in one round trip."""
+        return operations.read_many(self._connection, self._open(), paths, forbidden_is_absent)
+
+    def directory(self, path: str) -> list[str] | None:
+        return self.directory_many((path,))[0]
+
+    def directory_many(self, paths: Sequence[str]) -> list[list[str] | None]:
+        """The names of the children, in one round trip as long as each list fits 4 KiB."""
+        return operations.directory_many(self._connection, self._open(), paths)
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Make changes, all in one round trip."""
+        self.read_and_apply((), changes)
+
+    def read_and_apply(self, paths: Sequence[str], changes: Sequence[Change]) -> list[bytes | None]:
+        """Read, then change, in one round trip.
+
+        To judge by the values and raise is not too late: an exception in the body aborts.
+        """
+        return operations.read_and_apply(self._connection, self._open(), paths, changes)
+
+    def commit(self) -> bool:
+        """End it; False if somebody else changed what was read or written here."""
+        number, self._number = self._open(), 0
+        reply = self._connection.exchange((COMMIT,), number).replies[0]
+        if isinstance(reply, int) and reply != EAGAIN:
+            raise refused(reply, VERBS[COMMIT[0]], "")
+        return not isinstance(reply, int)
+
+    def abort(self) -> None:
+        """End it without effect. Silent if even that fails: there is an error already."""
+        if self._number:
+            with suppress(OSError):
+                self._connection.exchange((ABORT,), self._number)
+            self._number = 0
+
+    def _open(self) -> int:
+        if not self._number:  # xenstored would answer ENOENT, as if all nodes were absent
+            raise ValueError("this xenstore transaction has ended")
+        return self._number

@@ -258,7 +258,7 @@ static void append_string(const char *text)
 static void pack_request(int argc, char *const *argv, char *const *environment)
 {
 	static char cwd[MAX_PATH];
-	char count[] = {(char)('0' + argc / 10), (char)('0' + argc % 10), '\0'};
+	const char count[] = {(char)('0' + argc / 10), (char)('0' + argc % 10), '\0'};
 
 	append_string("xen-hotplug 1");
 	append_string("run");
@@ -267,7 +267,7 @@ static void pack_request(int argc, char *const *argv, char *const *environment)
 		append_string(cwd);
 	else
 		append_string("");
-	append_string(count);
+	append_string(argc < 10 ? count + 1 : count);
 	for (int i = 0; i < argc; i++)
 		append_string(argv[i]);
 	for (const char *name = VARIABLES; *name; name += length_of(name) + 1) {

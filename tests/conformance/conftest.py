@@ -68,6 +68,7 @@ def nothing_is_left_behind(request, tmp_path):
         return
     runner = request.getfixturevalue("at")
     yield
+    assert runner.end_all() == 0
     runner.place.syslog.take()
     for loop in loops.below(tmp_path) if runner.is_stock else ():
         loops.detach(loop.path)  # stock leaks; the next test shall not suffer

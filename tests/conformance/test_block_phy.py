@@ -58,25 +58,25 @@ def assert_refused(backend, result, *words):
 @K
 def test_phy_key_order(runner, guest, block_device):
     """25: hotplug-status is never visible before physical-device and physical-device-path."""
-    disk = guest().disk(block_device())
+    disks = [guest().disk(block_device()) for _ in range(5)]
     early = []
     ended = threading.Event()
 
     def look():
         with Store(runner.place.daemon.socket) as store:
             while not ended.is_set():
-                if store.read(f"{disk.path}/hotplug-status") != b"connected":
-                    continue
-                keys = ("physical-device", "physical-device-path")
-                early.extend(key for key in keys if store.read(f"{disk.path}/{key}") is None)
+                for disk in disks:
+                    if store.read(f"{disk.path}/hotplug-status") == b"connected":
+                        keys = ("physical-device", "physical-device-path")
+                        paths = [f"{disk.path}/{key}" for key in keys]
+                        early.extend(path for path in paths if store.read(path) is None)
 
     observer = threading.Thread(target=look)
     observer.start()
     try:
-        for _ in range(5):
+        for disk in disks:
             assert runner.add(disk).status == 0
             assert disk.read("hotplug-status") == b"connected"
-            disk.drop("hotplug-status", "physical-device", "physical-device-path")
     finally:
         ended.set()
         observer.join()

@@ -50,17 +50,29 @@ def held(path: Path) -> Iterator[int]:
 
 
 def users(path: Path) -> list[int]:
-    """The processes other than this one that have the file of a lock open."""
-    found = []
-    for pid in os.listdir("/proc"):
-        if not pid.isdigit() or int(pid) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") == str(path):
-                        found.append(int(pid))
-    return found
+    """The processes other than this one that have the file of a lock open.
+
+    By identity, for in a mount namespace of its own a process knows it by another name.
+    """
+    try:
+        meant = os.stat(path)
+    except FileNotFoundError:
+        return []
+    others = {int(pid) for pid in os.listdir("/proc") if pid.isdigit()} - {os.getpid()}
+    return [pid for pid in sorted(others) if _has_open(pid, path.name, meant)]
+
+
+def _has_open(pid: int, name: str, meant: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            link = f"/proc/{pid}/fd/{fd}"
+            with contextlib.suppress(OSError):
+                # The name first: to stat what hangs would hang.
+                if os.readlink(link).endswith(f"/{name}") and os.path.samestat(
+                    os.stat(link), meant
+                ):
+                    return True
+    return False
 
 
 def wait_for_waiter(path: Path) -> None:

@@ -79,6 +79,7 @@ class Running:
         """What libxl does after 40 s: SIGKILL to this one process."""
         self.process.kill()
         self.process.communicate()
+        self.runner.running.remove(self)
 
     @property
     def has_ended(self) -> bool:
@@ -90,6 +91,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+        self.runner.running.remove(self)
         self.runner.check(self)
         return Result(
             self.process.returncode,
@@ -112,6 +114,7 @@ class Runner:
     proxy: Proxy | None = None  # between the runs and the store, if there is one
     launcher: tuple[str, ...] = ()  # a command that starts the runs, or the agent, in a cage
     faults: list[str] = field(default_factory=list)  # broken promises, see check()
+    running: list[Running] = field(default_factory=list)
 
     @property
     def is_stock(self) -> bool:
@@ -148,7 +151,16 @@ class Runner:
             stderr=subprocess.PIPE,
         )
         known = None if isinstance(backend, str) else backend
-        return Running(process, self, path, arguments, known, log_before)
+        run = Running(process, self, path, arguments, known, log_before)
+        self.running.append(run)
+        return run
+
+    def end_all(self) -> int:
+        """Kill what a test left running; how many there were."""
+        left = list(self.running)
+        for run in left:
+            run.kill()
+        return len(left)
 
     def run(
         self,

@@ -21,7 +21,7 @@ SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
 # Debian packages. xen-utils stands for the xen-utils-VERSION of the release.
 BUILD_PACKAGES = gcc libc6-dev python3 python3-venv
 DEMO_PACKAGES = libudev1 mount util-linux xen-utils xen-utils-common xenstore-utils
-TEST_PACKAGES = $(DEMO_PACKAGES) e2fsprogs iproute2 procps strace
+TEST_PACKAGES = $(DEMO_PACKAGES) e2fsprogs iproute2 procps strace systemd
 
 .PHONY: help
 help:  ## list what there is to do
@@ -32,12 +32,12 @@ help:  ## list what there is to do
 venv: $(VENV)/.project $(VENV)/.dev  ## .venv, ready: the project as it is now, and the tools
 
 .PHONY: demo
-demo: $(VENV)/.project $(BUILD)/demo-packages  ## a guest's four disks, by the stock scripts and by ours
+demo: $(VENV)/.project $(BUILD)/demo-packages  ## a guest's disks, by the stock scripts and by ours
 	$(VENV)/bin/python tests/demo.py
 
 .PHONY: test
 test: venv $(BUILD)/test-packages  ## every test (as root)
-	$(VENV)/bin/pytest tests
+	$(VENV)/bin/pytest tests -m 'not soak'
 
 .PHONY: test-unit
 test-unit: venv  ## the tests that need no root
@@ -75,13 +75,13 @@ if [ -n "$$missing" ]; then \
 		echo "These Debian packages are missing and only root can install them:$$missing" >&2; \
 		exit 1; \
 	fi; \
-	echo "Installing these Debian packages:$$missing"; \
 	apt-get update -qq || exit 1; \
 	release=$$(apt-cache pkgnames xen-utils- | grep -x 'xen-utils-[0-9.]*' | sort -V \
 		| tail -n 1); \
 	missing=$$(echo "$$missing " | sed "s/ xen-utils / $$release /"); \
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing \
-		>/dev/null || exit 1; \
+	echo "Installing these Debian packages:$$missing"; \
+	DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
+		apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
 fi; \
 mkdir -p $(BUILD) && touch $@
 endef
@@ -118,7 +118,8 @@ $(VENV)/.dev: $(VENV)/.requirements
 $(VENV)/.project: $(SOURCES) $(VENV)/.requirements
 	@echo "Installing the project into $(VENV)"
 	@$(PIP) install --no-deps --no-build-isolation --force-reinstall \
-		--config-settings=build-dir=$(BUILD)/meson . && touch $@
+		--config-settings=build-dir=$(BUILD)/meson \
+		--config-settings=setup-args=-Dwerror=true . && touch $@
 
 # Everything but the configuration and the units is in one folder, apart from the launcher.
 LIBRARY = $(PREFIX)/lib/xen-hotplug
@@ -126,7 +127,7 @@ LIBRARY = $(PREFIX)/lib/xen-hotplug
 INTERPRETER = $(shell $(VENV)/bin/python -c 'import sys; print(sys.base_prefix)')/bin/python3
 
 .PHONY: install
-install: $(VENV)/.requirements  ## the command, scripts, units and settings, below PREFIX and DESTDIR
+install: $(VENV)/.requirements  ## command, scripts, units, settings; PREFIX and DESTDIR count
 	@echo "Installing below $(DESTDIR)$(PREFIX)"
 	@rm -rf "$(DESTDIR)$(LIBRARY).new"
 	@$(PIP) install --no-build-isolation --target "$(DESTDIR)$(LIBRARY).new" \

@@ -33,7 +33,7 @@ venv: $(VENV)/.project $(VENV)/.dev  ## .venv, ready: the project as it is now, 
 
 .PHONY: demo
 demo: $(VENV)/.project $(BUILD)/demo-packages  ## a guest's disks, by the stock scripts and by ours
-	$(VENV)/bin/python tests/demo.py
+	@$(VENV)/bin/python tests/demo.py
 
 .PHONY: test
 test: venv $(BUILD)/test-packages  ## every test (as root)

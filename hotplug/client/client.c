@@ -435,11 +435,11 @@ __attribute__((noreturn)) static void run(int argc, char *const *argv, char *con
 	if (argc < 1 || argc > MAX_ARGUMENTS)
 		fail("", "called without even a name, or with more than " TEXT(MAX_ARGUMENTS)
 			 " arguments", 0);
+	/* Packed before we knock, so that the agent finds the request when it opens. */
+	pack_request(argc, argv, environment);
 	fd = connect_to_agent(environment);
-	if (fd >= 0) {
-		pack_request(argc, argv, environment);
+	if (fd >= 0)
 		ask(fd, deadline);
-	}
 	become_oneshot(argc, argv, environment);
 }
 

@@ -38,7 +38,11 @@ class Store:
     def __post_init__(self) -> None:
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.settimeout(SECONDS)
-        self.connection.connect(self.path)
+        try:
+            self.connection.connect(self.path)
+        except OSError:
+            self.connection.close()
+            raise
 
     def close(self) -> None:
         self.connection.close()

@@ -79,7 +79,7 @@ if [ -n "$$missing" ]; then \
 	release=$$(apt-cache pkgnames xen-utils- | grep -x 'xen-utils-[0-9.]*' | sort -V \
 		| tail -n 1); \
 	missing=$$(echo "$$missing " | sed "s/ xen-utils / $$release /"); \
-	echo "Installing these Debian packages:$$missing"; \
+	echo "Installing these Debian packages:" $$missing; \
 	DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
 		apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
 fi; \

@@ -71,6 +71,7 @@ class Agent:
         self._wake_end, self._wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._poll.register(self._wake_end, select.EPOLLIN)
         self.control: control.ControlSource | None = None
+        self._made_socket = False
         self.udev: UdevSource | None = None
 
     # The life of the process
@@ -143,8 +144,7 @@ class Agent:
 
     def _drain(self) -> bool:
         notify.stopping()
-        if self.control is not None:
-            self.control.stop()
+        self._stop_listening()
         if not self.queues.drain(DRAIN):
             left = ", ".join(job.name for job in self.queues.snapshot())
             self.logs.failure("xen-hotplug", f"the agent ends while these still hang: {left}")
@@ -164,6 +164,7 @@ class Agent:
 
     def _close(self) -> None:
         if self.control is not None:
+            self._stop_listening()
             self.control.close()
         os.close(self._lock)
 
@@ -171,9 +172,18 @@ class Agent:
 
     def _listen(self) -> None:
         passed = notify.listen_sockets()
-        path = os.path.join(self.config.rundir, wire.SOCKET)
-        listener = passed[0] if passed else control.listen(path)
+        self._made_socket = not passed
+        listener = passed[0] if passed else control.listen(self._socket_path())
         self.control = control.ControlSource(listener, self._poll, self._serve)
+
+    def _socket_path(self) -> str:
+        return os.path.join(self.config.rundir, wire.SOCKET)
+
+    def _stop_listening(self) -> None:
+        """Clients that come from now on do their work themselves."""
+        if self.control is not None and self.control.stop() and self._made_socket:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._socket_path())
 
     def _follow_udev(self) -> None:
         """Begin or stop to listen to uevents, as the configuration says."""

@@ -31,6 +31,7 @@ def describe(agent: Agent) -> str:
             "pid": os.getpid(),
             "uptime_s": round(now - agent.started, 1),
             "rundir": agent.config.rundir,
+            "deadline_s": agent.config.deadline,
             "sources": sources,
             "events": {"finished": agent.queues.finished, "failed": agent.failed},
             "workers": agent.queues.workers,

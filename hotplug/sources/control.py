@@ -145,10 +145,16 @@ class ControlSource:
         if known is not None:
             known[0].close()
 
-    def stop(self) -> None:
-        """Take no more clients; those that knock fall back to the one-shot path."""
+    def stop(self) -> bool:
+        """Take no more clients; those that knock fall back to the one-shot path.
+
+        False if that was done before.
+        """
+        if self._listener.fileno() < 0:
+            return False
         self._poll.unregister(self._listener)
         self._listener.close()
+        return True
 
     def close(self) -> None:
         for descriptor in list(self._connections):

@@ -59,6 +59,7 @@ def start(
     place: Place,
     variables: Mapping[str, str] | None = None,
     launcher: Sequence[str] = (),
+    arguments: Sequence[str] = (),
 ) -> Agent:
     """Run the agent of a place, and return once it says that it is ready.
 
@@ -72,7 +73,7 @@ def start(
         ready.bind(str(notify))
         ready.settimeout(0.1)
         process = subprocess.Popen(
-            [*launcher, sys.executable, "-m", "hotplug", "agent"],
+            [*launcher, sys.executable, "-m", "hotplug", "agent", *arguments],
             cwd=place.directory,
             env={**place.environment(), "NOTIFY_SOCKET": str(notify), **(variables or {})},
             stdin=subprocess.DEVNULL,

@@ -6,13 +6,19 @@ story, ``connection`` for how requests travel.
 
 from __future__ import annotations
 
-from errno import EAGAIN, EEXIST, EINVAL, ENOENT
+from errno import EAGAIN, EEXIST, EINVAL
 from time import monotonic, monotonic_ns, sleep
 
 from hotplug.xenstore import operations, transport
 from hotplug.xenstore.connection import Batch, Connection
 from hotplug.xenstore.errors import StoreConnectionError, refused, timed_out
-from hotplug.xenstore.operations import ask, fit
+from hotplug.xenstore.operations import (
+    ABSENT,
+    ABSENT_OR_FORBIDDEN,
+    ask,
+    ask_unless_absent,
+    fit,
+)
 from hotplug.xenstore.paths import encode
 from hotplug.xenstore.protocol import (
     GET_DOMAIN_PATH,
@@ -81,18 +87,14 @@ class Client:
 
     def read(self, path: str) -> bytes | None:
         """The value of a node; None if it is absent, ``b""`` if it is empty."""
-        reply = self._connection.exchange(((READ, encode(path)),), NO_TRANSACTION).replies[0]
-        if not isinstance(reply, int):
-            return reply
-        if reply == ENOENT:
-            return None
-        raise refused(reply, VERBS[READ], path)
+        return ask_unless_absent(self._connection, READ, encode(path), path)
 
     def read_many(
         self, paths: Sequence[str], *, forbidden_is_absent: bool = False
     ) -> list[bytes | None]:
         """The values of nodes, in one round trip."""
-        return operations.read_many(self._connection, NO_TRANSACTION, paths, forbidden_is_absent)
+        absent = ABSENT_OR_FORBIDDEN if forbidden_is_absent else ABSENT
+        return operations.read_many(self._connection, NO_TRANSACTION, paths, absent)
 
     def directory(self, path: str) -> list[str] | None:
         """The names of a node's children; None if the node is absent."""
@@ -112,19 +114,13 @@ class Client:
 
     def remove(self, path: str) -> None:
         """Delete a node and all below it; an absent one is fine."""
-        reply = self._connection.exchange(((RM, encode(path)),), NO_TRANSACTION).replies[0]
-        if isinstance(reply, int) and reply != ENOENT:  # ENOENT: even its parent is absent
-            raise refused(reply, VERBS[RM], path)
+        # To xenstored it is not if the parent is absent, too.
+        ask_unless_absent(self._connection, RM, encode(path), path)
 
     def get_permissions(self, path: str) -> tuple[Permission, ...] | None:
         """Who may do what with a node; None if it is absent."""
-        request = (GET_PERMS, encode(path))
-        reply = self._connection.exchange((request,), NO_TRANSACTION).replies[0]
-        if not isinstance(reply, int):
-            return unpack_permissions(reply)
-        if reply == ENOENT:
-            return None
-        raise refused(reply, VERBS[GET_PERMS], path)
+        reply = ask_unless_absent(self._connection, GET_PERMS, encode(path), path)
+        return None if reply is None else unpack_permissions(reply)
 
     def set_permissions(self, path: str, permissions: Sequence[Permission]) -> None:
         """Replace a node's permissions; the first names the owner."""
@@ -142,13 +138,15 @@ class Client:
             (request.kind, fit(self._connection, encode(request.path) + request.body, request.path))
             for request in requests
         ]
-        replies = self._connection.exchange(payloads, NO_TRANSACTION).replies
-        return [
-            refused(reply, VERBS.get(request.kind, "answer"), request.path)
-            if isinstance(reply, int)
-            else reply
-            for request, reply in zip(requests, replies, strict=True)
-        ]
+        batch = self._connection.exchange(payloads, NO_TRANSACTION)
+        results: list[bytes | OSError] = []
+        for index, (request, reply) in enumerate(zip(requests, batch.replies, strict=True)):
+            if reply is None:
+                verb = VERBS.get(request.kind, "answer")
+                results.append(refused(batch.refusals[index], verb, request.path))
+            else:
+                results.append(reply)
+        return results
 
     # Transactions
 

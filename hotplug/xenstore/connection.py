@@ -53,11 +53,11 @@ WINDOW = 32
 class Batch:
     """Requests of one caller and their replies. Compared by identity."""
 
-    __slots__ = ("failed", "first", "missing", "replies", "wake")
+    __slots__ = ("first", "missing", "refusals", "replies", "wake")
 
     def __init__(self, count: int) -> None:
-        self.replies: list[bytes | int] = [b""] * count  # an int is the errno of a refusal
-        self.failed = False  # whether there is an errno among them
+        self.replies: list[bytes | None] = [None] * count  # None where xenstored refused
+        self.refusals: dict[int, int] = {}  # index to errno
         self.first = 0  # what the req_id of the first one is, or would be
         self.missing = 0  # how many of those that were sent have no reply yet
         self.wake: LockType | None = None  # held while the owner sleeps
@@ -99,7 +99,9 @@ class Connection:
         deadline = monotonic() + self.timeout
         batch = Batch(len(requests))
         try:
-            if not self.transport.pipelines:
+            if not requests:
+                pass
+            elif not self.transport.pipelines:
                 for index, request in enumerate(requests):
                     self._take_turn(batch, index, request, transaction, deadline)
             elif len(requests) <= WINDOW:
@@ -186,8 +188,7 @@ class Connection:
                 self.transport.send(header + payload, deadline)
             except OSError as error:  # this is how the driver answers some requests
                 del self._pending[req_id]
-                batch.replies[index] = error.errno or EIO
-                batch.failed = True
+                batch.refusals[index] = error.errno or EIO
                 batch.missing = 0
             except BaseException as error:  # an interrupt: who knows whether it was sent
                 self._break(error)
@@ -211,8 +212,7 @@ class Connection:
         if batch is None:
             return
         if kind == ERROR:
-            batch.replies[req_id - batch.first] = error_number(payload)
-            batch.failed = True
+            batch.refusals[req_id - batch.first] = error_number(payload)
         else:
             batch.replies[req_id - batch.first] = payload
         batch.missing -= 1
@@ -314,14 +314,12 @@ class Connection:
         """
         from hotplug.xenstore.alarm import Alarm  # noqa: PLC0415 - select is only needed here
 
-        alarm = Alarm(self.transport.fileno())
         with self._mutex:
             if self._alarm is not None:
-                alarm.close()
                 raise RuntimeError("this xenstore connection has a pump already")
-            self._alarm = alarm
+            self._alarm = alarm = None if self._broken else Alarm(self.transport.fileno())
         try:
-            while self._stand_by(alarm):
+            while alarm is not None and self._stand_by(alarm):
                 try:
                     self._receive(0)
                 finally:
@@ -330,7 +328,8 @@ class Connection:
         finally:
             with self._mutex:
                 self._alarm = None
-            alarm.close()
+            if alarm is not None:
+                alarm.close()
         if not self._closed:
             raise self._gone()
 

@@ -7,13 +7,13 @@ Functions over a ``Connection`` and a transaction's number, shared by ``client``
 from __future__ import annotations
 
 from errno import E2BIG, EACCES, EAGAIN, ENOENT, ENOSYS, EPERM
-from typing import cast
 
 from hotplug.xenstore.errors import ProtocolError, refused
 from hotplug.xenstore.paths import encode
 from hotplug.xenstore.protocol import (
     DIRECTORY,
     DIRECTORY_PART,
+    NO_TRANSACTION,
     READ,
     RM,
     VERBS,
@@ -47,9 +47,19 @@ LISTING_MAX = 1 << 24  # bytes of names; a domain may own a thousand nodes, doma
 
 def ask(connection: Connection, kind: int, payload: bytes, path: str) -> bytes:
     """One request outside of transactions; refusals are errors about ``path``."""
-    reply = connection.exchange(((kind, payload),), 0).replies[0]
-    if isinstance(reply, int):
-        raise refused(reply, VERBS[kind], path)
+    batch = connection.exchange(((kind, payload),), NO_TRANSACTION)
+    reply = batch.replies[0]
+    if reply is None:
+        raise refused(batch.refusals[0], VERBS[kind], path)
+    return reply
+
+
+def ask_unless_absent(connection: Connection, kind: int, payload: bytes, path: str) -> bytes | None:
+    """The same; None for an absent node."""
+    batch = connection.exchange(((kind, payload),), NO_TRANSACTION)
+    reply = batch.replies[0]
+    if reply is None and batch.refusals[0] != ENOENT:
+        raise refused(batch.refusals[0], VERBS[kind], path)
     return reply
 
 
@@ -66,28 +76,14 @@ def read_many(
     connection: Connection,
     transaction: int,
     paths: Sequence[str],
-    forbidden_is_absent: bool,  # noqa: FBT001 - passed on, keyword-only where users call
+    absent: tuple[int, ...] = ABSENT,
 ) -> list[bytes | None]:
-    """The values of nodes, all asked for at once."""
+    """The values of nodes, all asked for at once; None for the errnos in ``absent``."""
     batch = connection.exchange([(READ, encode(path)) for path in paths], transaction)
-    if batch.failed:
-        absent = ABSENT_OR_FORBIDDEN if forbidden_is_absent else ABSENT
-        return _values(paths, batch.replies, absent)
-    return cast("list[bytes | None]", batch.replies)
-
-
-def _values(
-    paths: Sequence[str], replies: Sequence[bytes | int], absent: tuple[int, ...]
-) -> list[bytes | None]:
-    values: list[bytes | None] = []
-    for path, reply in zip(paths, replies, strict=True):
-        if not isinstance(reply, int):
-            values.append(reply)
-        elif reply in absent:
-            values.append(None)
-        else:
-            raise refused(reply, VERBS[READ], path)
-    return values
+    for index, number in batch.refusals.items():
+        if number not in absent:
+            raise refused(number, VERBS[READ], paths[index])
+    return batch.replies
 
 
 def changes_to_requests(connection: Connection, changes: Sequence[Change]) -> list[Outgoing]:
@@ -100,24 +96,19 @@ def changes_to_requests(connection: Connection, changes: Sequence[Change]) -> li
     ]
 
 
-def check_changes(changes: Sequence[Change], replies: Sequence[bytes | int]) -> None:
-    """Raise the first refusal. To remove what is absent is none."""
-    for change, reply in zip(changes, replies, strict=True):
-        if isinstance(reply, int) and not (change.value is None and reply == ENOENT):
-            raise refused(reply, VERBS[RM if change.value is None else WRITE], change.path)
-
-
 def read_and_apply(
     connection: Connection, transaction: int, paths: Sequence[str], changes: Sequence[Change]
 ) -> list[bytes | None]:
-    """Read, then change, in one round trip."""
+    """Read, then change, in one round trip. To remove what is absent is fine."""
     requests: list[Outgoing] = [(READ, encode(path)) for path in paths]
     requests += changes_to_requests(connection, changes)
     batch = connection.exchange(requests, transaction)
-    if not batch.failed:
-        return cast("list[bytes | None]", batch.replies[: len(paths)])
-    check_changes(changes, batch.replies[len(paths) :])
-    return _values(paths, batch.replies[: len(paths)], ABSENT)
+    for index, number in batch.refusals.items():
+        kind = requests[index][0]
+        if number != ENOENT or kind == WRITE:
+            subject = [*paths, *(change.path for change in changes)][index]
+            raise refused(number, VERBS[kind], subject)
+    return batch.replies[: len(paths)]
 
 
 def directory_many(
@@ -125,43 +116,40 @@ def directory_many(
 ) -> list[list[str] | None]:
     """The children of nodes, all asked for at once; then those that do not fit a message."""
     batch = connection.exchange([(DIRECTORY, encode(path)) for path in paths], transaction)
-    listings: list[list[str] | None] = []
-    for path, reply in zip(paths, batch.replies, strict=True):
-        if not isinstance(reply, int):
-            listings.append(names(reply))
-        elif reply == ENOENT:
-            listings.append(None)
-        elif reply == E2BIG:
-            listings.append(_large_directory(connection, transaction, path))
-        else:
-            raise refused(reply, VERBS[DIRECTORY], path)
+    listings = [None if reply is None else names(reply) for reply in batch.replies]
+    for index, number in batch.refusals.items():
+        if number == E2BIG:
+            listings[index] = _large_directory(connection, transaction, paths[index])
+        elif number != ENOENT:
+            raise refused(number, VERBS[DIRECTORY], paths[index])
     return listings
 
 
 def _large_directory(connection: Connection, transaction: int, path: str) -> list[str] | None:
-    """List in parts, from the start again if the node changed in between."""
+    """List in parts; from the start again if the node changed in between."""
     for _ in range(RESTARTS):
         parts: list[bytes] = []
-        offset = 0
-        first_generation = None
+        size = 0
+        generation = None
         while True:
-            payload = b"%s%d\0" % (encode(path), offset)
-            reply = connection.exchange(((DIRECTORY_PART, payload),), transaction).replies[0]
-            if isinstance(reply, int):
-                if reply == ENOENT:
+            payload = b"%s%d\0" % (encode(path), size)
+            batch = connection.exchange(((DIRECTORY_PART, payload),), transaction)
+            reply = batch.replies[0]
+            if reply is None:
+                number = batch.refusals[0]
+                if number == ENOENT:
                     return None
                 # A daemon without DIRECTORY_PART (before Xen 4.9) cannot do better than this.
-                raise refused(E2BIG if reply == ENOSYS else reply, VERBS[DIRECTORY], path)
-            generation, part = directory_part(reply)
-            if first_generation is None:
-                first_generation = generation
-            elif generation != first_generation:
+                raise refused(E2BIG if number == ENOSYS else number, VERBS[DIRECTORY], path)
+            current, part = directory_part(reply)
+            if generation not in (None, current):
                 break
+            generation = current
             parts.append(part)
-            offset += len(part)
+            size += len(part)
             if part == b"\0" or part.endswith(b"\0\0"):
                 return names(b"".join(parts)[:-1])
-            if not part or offset > LISTING_MAX:
+            if not part or size > LISTING_MAX:
                 raise ProtocolError(f"the list of the children of {path} does not end")
     text = f"changed {RESTARTS} times while xenstore listed it; try again when it is quieter"
     raise OSError(EAGAIN, text, path)

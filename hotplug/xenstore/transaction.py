@@ -13,7 +13,7 @@ from errno import EAGAIN
 
 from hotplug.xenstore import operations
 from hotplug.xenstore.errors import refused
-from hotplug.xenstore.protocol import ABORT, COMMIT, START, VERBS
+from hotplug.xenstore.protocol import ABORT, COMMIT, START, TRANSACTION_END, VERBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,20 +37,15 @@ class Transaction:
     __slots__ = ("_connection", "_number")
 
     def __init__(self, connection: Connection) -> None:
-        reply = connection.exchange((START,), 0).replies[0]
-        if isinstance(reply, int):
-            raise refused(reply, VERBS[START[0]], "")
         self._connection = connection
-        self._number = int(reply.rstrip(b"\0"))
+        self._number = int(operations.ask(connection, *START, path="").rstrip(b"\0"))
 
     def read(self, path: str) -> bytes | None:
         return self.read_many((path,))[0]
 
-    def read_many(
-        self, paths: Sequence[str], *, forbidden_is_absent: bool = False
-    ) -> list[bytes | None]:
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """All values in one round trip."""
-        return operations.read_many(self._connection, self._open(), paths, forbidden_is_absent)
+        return operations.read_many(self._connection, self._open(), paths)
 
     def directory(self, path: str) -> list[str] | None:
         return self.directory_many((path,))[0]
@@ -73,10 +68,10 @@ class Transaction:
     def commit(self) -> bool:
         """End it; False if somebody else changed what was read or written here."""
         number, self._number = self._open(), 0
-        reply = self._connection.exchange((COMMIT,), number).replies[0]
-        if isinstance(reply, int) and reply != EAGAIN:
-            raise refused(reply, VERBS[COMMIT[0]], "")
-        return not isinstance(reply, int)
+        batch = self._connection.exchange((COMMIT,), number)
+        if batch.refusals and batch.refusals[0] != EAGAIN:
+            raise refused(batch.refusals[0], VERBS[TRANSACTION_END], "")
+        return not batch.refusals
 
     def abort(self) -> None:
         """End it without effect. Silent if even that fails: there is an error already."""

@@ -1,0 +1,532 @@
+"""The client against a scripted xenstored: what a real one cannot be brought to do.
+
+The other end of a socket pair. Requests are numbered from 1, so answers can be laid out before
+they are asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+
+import pytest
+
+from hotplug.xenstore import protocol
+from hotplug.xenstore.client import Client
+from hotplug.xenstore.connection import Connection
+from hotplug.xenstore.errors import ProtocolError, StoreConnectionError
+from hotplug.xenstore.protocol import HEADER, Inbox, messages
+from hotplug.xenstore.transaction import Write
+from hotplug.xenstore.transport import SocketTransport
+
+TICK = 0.002
+
+
+class Peer:
+    """The daemon's end of the connection."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def answer(self, req_id, payload, kind=protocol.READ):
+        self.end.sendall(HEADER.pack(kind, req_id, 0, len(payload)) + payload)
+
+    def refuse(self, req_id, name):
+        self.answer(req_id, name.encode() + b"\0", protocol.ERROR)
+
+    def event(self, path, token):
+        self.answer(0, f"{path}\0{token}\0".encode(), protocol.WATCH_EVENT)
+
+    def requests(self):
+        """Type, number and payload of everything that was sent so far."""
+        got = []
+        self.end.setblocking(False)
+        Inbox(messages(lambda *message: got.append(message))).feed(self.end.recv(1 << 20))
+        return got
+
+
+@pytest.fixture
+def ends():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def peer(ends):
+    return Peer(ends[1])
+
+
+@pytest.fixture
+def client(ends):
+    return Client(Connection(SocketTransport(ends[0], TICK), "the test", 30.0))
+
+
+@pytest.fixture
+def impatient(client):
+    """The same client, but it does not wait long."""
+    client._connection.timeout = 0.02
+    return client
+
+
+def test_a_batch_is_one_piece(client, peer):
+    for number in (1, 2, 3):
+        peer.answer(number, b"%d" % number)
+    assert client.read_many(["a", "b/c", "/d"]) == [b"1", b"2", b"3"]
+    assert peer.requests() == [
+        (protocol.READ, 1, b"a\0"),
+        (protocol.READ, 2, b"b/c\0"),
+        (protocol.READ, 3, b"/d\0"),
+    ]
+
+
+def test_answers_may_come_in_any_order(client, peer):
+    for number in (3, 1, 2):
+        peer.answer(number, b"%d" % number)
+    assert client.read_many(["a", "b", "c"]) == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("name", ["EACCES", "EPERM"])
+def test_forbidden_is_not_absent(client, peer, name):
+    peer.refuse(1, name)
+    with pytest.raises(PermissionError, match="refused to read") as caught:
+        client.read("/vm")
+    assert caught.value.errno == getattr(errno, name)
+    assert caught.value.filename == "/vm"
+
+
+def test_forbidden_is_absent_if_wanted(client, peer):
+    peer.refuse(1, "EACCES")
+    peer.answer(2, b"value")
+    peer.refuse(3, "ENOENT")
+    assert client.read_many(["a", "b", "c"], forbidden_is_absent=True) == [None, b"value", None]
+    peer.refuse(4, "EIO")
+    with pytest.raises(OSError, match="refused to read"):
+        client.read_many(["a"], forbidden_is_absent=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "verb"),
+    [
+        (lambda client: client.read("p"), "read"),
+        (lambda client: client.read_many(["p"]), "read"),
+        (lambda client: client.directory("p"), "list"),
+        (lambda client: client.write("p", b""), "write"),
+        (lambda client: client.mkdir("p"), "create"),
+        (lambda client: client.remove("p"), "remove"),
+        (lambda client: client.get_permissions("p"), "read the permissions"),
+        (lambda client: client.set_permissions("p", []), "set the permissions"),
+        (lambda client: client.watch("p", "t", print), "watch"),
+        (lambda client: client.unwatch("p", "t"), "unwatch"),
+    ],
+)
+def test_every_refusal_has_errno_path_and_words(client, peer, call, verb):
+    peer.refuse(1, "ENOSPC")
+    with pytest.raises(OSError, match=f"xenstore refused to {verb}: No space left") as caught:
+        call(client)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "p")
+
+
+def test_the_refused_one_of_many_is_named(client, peer):
+    peer.answer(1, b"")
+    peer.refuse(2, "ENOENT")
+    peer.refuse(3, "EACCES")
+    with pytest.raises(PermissionError) as caught:
+        client.read_many(["a", "b", "c"])
+    assert caught.value.filename == "c"
+
+
+def test_a_batch_has_refusals_as_values(client, peer):
+    peer.answer(1, b"OK\0", protocol.WRITE)
+    peer.refuse(2, "EACCES")
+    results = client.batch(
+        [
+            protocol.Request(protocol.WRITE, "a", b"value"),
+            protocol.Request(protocol.SET_PERMS, "b", b"n0\0"),
+        ]
+    )
+    assert results[0] == b"OK\0"
+    assert isinstance(results[1], PermissionError)
+    assert results[1].filename == "b"
+    assert peer.requests() == [
+        (protocol.WRITE, 1, b"a\0value"),
+        (protocol.SET_PERMS, 2, b"b\0n0\0"),
+    ]
+
+
+# The connection breaks
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        HEADER.pack(protocol.READ, 1, 0, 5000),
+        HEADER.pack(protocol.WATCH_EVENT, 0, 0, 1) + b"x",
+    ],
+    ids=["oversized", "event without token"],
+)
+def test_garbage_breaks_it(client, peer, garbage):
+    peer.end.sendall(garbage)
+    with pytest.raises(StoreConnectionError, match="the connection to xenstore at the test broke"):
+        client.read("a")
+    with pytest.raises(StoreConnectionError):
+        client.read("a")
+
+
+@pytest.mark.parametrize("sent", [0, 10, 18])
+def test_the_end_breaks_it_wherever_it_is(client, peer, sent):
+    reply = HEADER.pack(protocol.READ, 1, 0, 5) + b"value"
+    peer.end.sendall(reply[:sent])
+    peer.end.shutdown(socket.SHUT_WR)
+    with pytest.raises(StoreConnectionError, match="xenstored closed it"):
+        client.read("a")
+    with pytest.raises(StoreConnectionError, match="xenstored closed it"):
+        client.transaction(lambda snapshot: snapshot.read("a"))
+
+
+def test_a_daemon_that_is_gone_when_we_send(client, peer):
+    peer.end.close()
+    with pytest.raises(StoreConnectionError, match="Broken pipe"):
+        client.read("a")
+
+
+def test_a_closed_client_says_so(client):
+    client.close()
+    client.close()
+    with pytest.raises(StoreConnectionError, match="was closed"):
+        client.read("a")
+    with pytest.raises(StoreConnectionError, match="was closed"):
+        client.watch("a", "t", print)
+
+
+def test_close_ends_the_calls_of_others(client, peer):
+    caught = []
+
+    def ask():
+        try:
+            client.read("a")
+        except StoreConnectionError as error:
+            caught.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    peer.end.recv(16, socket.MSG_WAITALL)  # somebody has asked
+    client.close()
+    for thread in threads:
+        thread.join()
+    assert len(caught) == 3
+
+
+# Time
+
+
+def test_a_daemon_that_does_not_answer(impatient, peer):
+    with pytest.raises(TimeoutError, match=r"within 0\.02 s when asked to read") as caught:
+        impatient.read("a/b")
+    assert caught.value.filename == "a/b"
+    assert caught.value.errno == errno.ETIMEDOUT
+
+
+def test_a_late_answer_is_not_taken_for_another(impatient, peer):
+    with pytest.raises(TimeoutError):
+        impatient.read_many(["a", "b"])
+    peer.answer(1, b"late")
+    peer.answer(2, b"later")
+    peer.answer(3, b"right")
+    assert impatient.read("c") == b"right"
+
+
+def test_events_do_not_prolong_the_wait(impatient, peer):
+    peer.answer(1, b"OK\0", protocol.WATCH)
+    impatient.watch("w", "t", lambda *_: peer.event("w", "t"))  # for ever
+    peer.event("w", "t")
+    with pytest.raises(TimeoutError):
+        impatient.read("a")
+
+
+def test_a_daemon_that_does_not_read(impatient, ends):
+    ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least there is
+    with pytest.raises(StoreConnectionError, match="took only a part of a request"):
+        impatient.batch([protocol.Request(protocol.WRITE, "a", b"x" * 4000)] * 32)
+    with pytest.raises(StoreConnectionError):
+        impatient.read("a")
+
+
+def fill(end):
+    """Send until nothing more fits; answers how many bytes that was."""
+    filled = 0
+    while True:
+        try:
+            filled += end.send(b"\0")
+        except BlockingIOError:
+            return filled
+
+
+def test_a_request_that_was_never_sent_is_no_loss(impatient, ends, peer):
+    ours, theirs = ends
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    ours.setblocking(False)
+    filled = fill(ours)
+    ours.setblocking(True)
+    with pytest.raises(TimeoutError):
+        impatient.read("a")
+    theirs.recv(filled)
+    peer.answer(2, b"value")
+    assert impatient.read("b") == b"value"
+    assert peer.requests() == [(protocol.READ, 2, b"b\0")]
+
+
+# Events
+
+
+def test_an_event_comes_before_the_answers_behind_it(client, peer):
+    order = []
+    peer.answer(1, b"OK\0", protocol.WATCH)
+    client.watch("w", "t", lambda path, token: order.append((path, token)))
+    peer.event("w", "t")
+    peer.event("w/a", "somebody else's")
+    peer.event("w/b", "t")
+    peer.answer(2, b"value")
+    peer.event("w/c", "t")
+    assert client.read("a") == b"value"
+    assert order[:2] == [("w", "t"), ("w/b", "t")]
+
+
+def test_a_callback_that_raises_breaks_the_connection(client, peer):
+    peer.answer(1, b"OK\0", protocol.WATCH)
+    client.watch("w", "t", lambda *_: 1 / 0)
+    peer.event("w", "t")
+    peer.answer(2, b"value")
+    with pytest.raises(StoreConnectionError, match="ZeroDivisionError") as caught:
+        client.read("a")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_watch_that_is_refused_leaves_nothing(client, peer):
+    peer.refuse(1, "EACCES")
+    with pytest.raises(PermissionError):
+        client.watch("@releaseDomain", "t", print)
+    peer.answer(2, b"OK\0", protocol.WATCH)
+    client.watch("w", "t", print)
+
+
+def test_the_pump_tells_when_the_connection_breaks(client, peer):
+    broken = threading.Event()
+    reasons = []
+
+    def on_broken(error):
+        reasons.append(error)
+        broken.set()
+
+    client.start_pump(on_broken)
+    peer.end.shutdown(socket.SHUT_RDWR)
+    assert broken.wait(5)
+    assert isinstance(reasons[0], StoreConnectionError)
+    with pytest.raises(StoreConnectionError, match="xenstored closed it"):
+        client.read("a")
+    with pytest.raises(StoreConnectionError, match="xenstored closed it"):
+        client.pump()
+
+
+def test_the_pump_tells_when_somebody_else_finds_it_broken(client, peer):
+    broken = threading.Event()
+    client.start_pump(lambda _: broken.set())
+    peer.end.sendall(HEADER.pack(protocol.READ, 1, 0, 5000))
+    with pytest.raises(StoreConnectionError):
+        client.read("a")
+    assert broken.wait(5)
+
+
+def test_the_pump_ends_with_the_client(client):
+    thread = threading.Thread(target=client.pump)
+    thread.start()
+    client.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_one_pump_is_enough(client):
+    started = threading.Event()
+    connection = client._connection
+    hand_over = connection._hand_over
+    connection._hand_over = lambda: (started.set(), hand_over())
+    thread = threading.Thread(target=client.pump)
+    thread.start()
+    assert started.wait(5)
+    with pytest.raises(RuntimeError, match="has a pump already"):
+        client.pump()
+    client.close()
+    thread.join(5)
+
+
+# Conversations: several round trips, so somebody must answer when it is their turn
+
+
+class Script:
+    """A daemon that gives the planned answers, one after the other."""
+
+    def __init__(self, end):
+        self.end = end
+        self.plan = []
+        self.requests = []  # type and payload of each
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        inbox = Inbox(messages(self.respond))
+        while data := self.end.recv(1 << 16):
+            inbox.feed(data)
+
+    def respond(self, kind, req_id, payload):
+        self.requests.append((kind, payload))
+        if self.plan:
+            answer, text = self.plan.pop(0)
+            self.send(answer, req_id, text)
+
+    def event(self, path, token):
+        self.send(protocol.WATCH_EVENT, 0, f"{path}\0{token}\0".encode())
+
+    def send(self, kind, req_id, payload):
+        self.end.sendall(HEADER.pack(kind, req_id, 0, len(payload)) + payload)
+
+
+@pytest.fixture
+def script(ends, client):
+    script = Script(ends[1])
+    script.thread.start()
+    yield script
+    client.close()
+    script.thread.join()
+
+
+OK = (protocol.WRITE, b"OK\0")
+STARTED = (protocol.TRANSACTION_START, b"17\0")
+
+
+def no(name):
+    return (protocol.ERROR, name.encode() + b"\0")
+
+
+def part(generation, names):
+    return (protocol.DIRECTORY_PART, b"%d\0" % generation + names)
+
+
+def test_a_list_that_does_not_fit_comes_in_parts(client, script):
+    script.plan = [
+        no("E2BIG"),
+        (protocol.DIRECTORY, b"x\0"),
+        part(7, b"a\0bc\0"),
+        part(7, b"d\0\0"),
+    ]
+    assert client.directory_many(["large", "small"]) == [["a", "bc", "d"], ["x"]]
+    assert script.requests[2:] == [
+        (protocol.DIRECTORY_PART, b"large\x000\0"),
+        (protocol.DIRECTORY_PART, b"large\x005\0"),
+    ]
+
+
+def test_a_list_that_changes_is_read_again(client, script):
+    script.plan = [no("E2BIG"), part(7, b"a\0b\0"), part(8, b"c\0")]
+    script.plan += [part(8, b"b\0c\0"), part(8, b"\0")]
+    assert client.directory("large") == ["b", "c"]
+
+
+def test_a_list_that_shrinks_to_nothing(client, script):
+    script.plan = [no("E2BIG"), part(7, b"\0")]
+    assert client.directory("large") == []
+
+
+def test_a_list_whose_node_goes_away(client, script):
+    script.plan = [no("E2BIG"), part(7, b"a\0"), no("ENOENT")]
+    assert client.directory("large") is None
+
+
+def test_a_list_that_never_rests_is_given_up(client, script):
+    script.plan = [no("E2BIG"), *(part(number, b"a\0") for number in range(100))]
+    with pytest.raises(OSError, match="changed 16 times") as caught:
+        client.directory("large")
+    assert (caught.value.errno, caught.value.filename) == (errno.EAGAIN, "large")
+
+
+def test_a_list_that_never_ends_is_a_fault(client, script):
+    script.plan = [no("E2BIG"), part(7, b"")]
+    with pytest.raises(ProtocolError, match="does not end"):
+        client.directory("large")
+
+
+@pytest.mark.parametrize(("name", "number"), [("ENOSYS", errno.E2BIG), ("EACCES", errno.EACCES)])
+def test_a_list_that_cannot_be_had_in_parts(client, script, name, number):
+    script.plan = [no("E2BIG"), no(name)]
+    with pytest.raises(OSError, match="refused to list") as caught:
+        client.directory("large")
+    assert caught.value.errno == number
+
+
+def test_a_transaction_is_three_round_trips(client, script):
+    script.plan = [STARTED, (protocol.READ, b"4"), OK, no("ENOENT"), OK]
+    changes = [Write("b", b"1"), Write("c", None)]
+    assert client.transaction(lambda s: s.read_and_apply(["a"], changes)) == [b"4"]
+    assert script.requests == [
+        (protocol.TRANSACTION_START, b"\0"),
+        (protocol.READ, b"a\0"),
+        (protocol.WRITE, b"b\x001"),
+        (protocol.RM, b"c\0"),
+        (protocol.TRANSACTION_END, b"T\0"),
+    ]
+
+
+def test_a_refused_change_aborts(client, script):
+    script.plan = [STARTED, OK, no("ENOSPC"), OK]
+    with pytest.raises(OSError, match="refused to write") as caught:
+        client.transaction(lambda s: s.apply([Write("a", b""), Write("b", b"")]))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "b")
+    assert script.requests[-1] == (protocol.TRANSACTION_END, b"F\0")
+
+
+def test_to_write_what_the_daemon_calls_absent_is_an_error(client, script):
+    script.plan = [STARTED, no("ENOENT"), OK]  # it does not know the transaction
+    with pytest.raises(FileNotFoundError):
+        client.transaction(lambda s: s.apply([Write("a", b"")]))
+
+
+def test_a_commit_that_fails_otherwise_is_not_repeated(client, script):
+    script.plan = [STARTED, no("ENOSPC")]
+    with pytest.raises(OSError, match="refused to end the transaction") as caught:
+        client.transaction(lambda _: None)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_an_abort_that_fails_does_not_hide_the_reason(client, script):
+    script.plan = [STARTED, no("EIO")]
+    with pytest.raises(ZeroDivisionError):
+        client.transaction(lambda _: 1 / 0)
+    assert script.requests[-1] == (protocol.TRANSACTION_END, b"F\0")
+
+
+def test_the_pump_reads_while_nobody_asks(client, script):
+    called = threading.Event()
+    script.plan = [OK, (protocol.READ, b"value")]
+    client.watch("w", "t", lambda *_: called.set())
+    client.start_pump()
+    script.event("w", "t")
+    assert called.wait(5)
+    assert client.read("a") == b"value"
+    called.clear()
+    script.event("w", "t")
+    assert called.wait(5)
+
+
+def test_large_batches_go_in_windows(client, script):
+    script.plan = [(protocol.READ, b"%d" % number) for number in range(1000)]
+    paths = [f"p{number}" for number in range(1000)]
+    assert client.read_many(paths) == [b"%d" % number for number in range(1000)]
+    assert [payload for _, payload in script.requests] == [b"%s\0" % p.encode() for p in paths]
+
+
+def test_numbers_do_not_wrap_within_a_batch(client, script):
+    client._connection._next_id = protocol.REQUEST_IDS - 2
+    script.plan = [(protocol.READ, b"%d" % number) for number in range(5)]
+    assert client.read_many(["a", "b"]) == [b"0", b"1"]
+    assert client.read_many(["a", "b", "c"]) == [b"2", b"3", b"4"]
+    assert client._connection._next_id == 4

@@ -19,6 +19,7 @@ from hotplug.kernel.blockdev import LocalPaths
 from hotplug.kernel.lockfile import LockFiles
 from hotplug.kernel.loop import KernelLoops
 from hotplug.kernel.mounts import KernelMounts
+from hotplug.kernel.nbd import KernelNbd
 from hotplug.kernel.programs import HostPrograms
 from hotplug.ports import Host
 
@@ -72,6 +73,7 @@ def assemble(config: Config, *, watch: bool) -> Parts:
         journal=FileJournal(config.rundir),
         locks=LockFiles(config.rundir),
         programs=HostPrograms(),
+        nbd=KernelNbd(),
         config=config,
         deadline=EventDeadline(config.deadline),
         instance=instance(config.rundir),

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from hotplug.ports import Entry, Host, Snapshot
 
 
+# A program of others writes physical-device itself, and blkback may connect there and then.
+STARTED = (b"3", b"4")  # XenbusStateInitialised, XenbusStateConnected
+
+
 class ConnectedMeanwhileError(HotplugError):
     """Another run (a one-shot beside the agent) was faster; ours takes its own back."""
 
@@ -61,8 +65,10 @@ def is_done(disk: Disk) -> bool:
     """Whether an earlier run gave this backend its device; the toolstack may ask twice.
 
     A device without ``connected`` is half of what a run wrote that died (stock's writes are not
-    atomic): it is done again, as long as the backend still waits.
+    atomic): it is done again, as long as the backend still waits. A vbd3 has no device number.
     """
+    if disk.device.kind == "vbd3":
+        return disk.status == CONNECTED
     return disk.physical_device is not None and (
         disk.status == CONNECTED or disk.state != INIT_WAIT
     )
@@ -77,8 +83,9 @@ def connect(store: Snapshot, disk: Disk, attached: Attached) -> None:
     state, frontend, physical = store.read_and_apply(guards, changes)
     if state is None and frontend is None:
         raise BackendGoneError(f"{base} was removed while its disk was being attached")
-    refuse_state(disk.device, state)
-    if physical != disk.physical_device:
+    if attached.written is None or state not in STARTED:
+        refuse_state(disk.device, state)
+    if physical != (attached.written or disk.physical_device):
         raise ConnectedMeanwhileError(f"{base} was given its device by another run")
 
 

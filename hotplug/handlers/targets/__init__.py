@@ -36,6 +36,7 @@ class Attached:
     keys: Mapping[str, bytes]  # what to write into the backend, e.g. physical-device
     refuse_sharing: Callable[[], None] = nothing  # under the lock: DeviceBusyError if taken
     verify: Callable[[], None] = nothing  # HotplugError if it is no longer what we checked
+    written: bytes | None = None  # physical-device, where a program of others wrote it
 
 
 Attach: TypeAlias = Callable[[Entry, ExitStack], Attached]

@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 PREPARE: dict[str, Callable[[Host, Disk, Event, ExitStack], Attach]] = {
     "dummy": dummy.prepare,
-    "enbd": nbd.prepare,
+    "enbd": nbd.refuse_enbd,
     "iscsi": iscsi.prepare,
     "nbd": nbd.prepare,
     "tap": tap.prepare,
 }
 
 DETACH: dict[str, Callable[[Host, Device, Attachment], None]] = {
-    "dummy": file.detach,
     "file": file.detach,
     "helper": helper.detach,
     "iscsi": iscsi.detach,
@@ -38,13 +37,12 @@ DETACH: dict[str, Callable[[Host, Device, Attachment], None]] = {
     "tap": tap.detach,
 }
 
-# Remove for what the journal does not know: attached by stock before we were installed.
+# Remove for what the journal does not know: attached by stock before we were installed. Stock's
+# block-nbd and block-enbd never attached anything.
 DETACH_UNRECORDED: dict[str, Callable[[Host, Disk, Event], None]] = {
     "": file.detach_unrecorded,
-    "dummy": file.detach_unrecorded,
-    "enbd": nbd.detach_unrecorded,
+    "dummy": dummy.detach_unrecorded,
     "iscsi": iscsi.detach_unrecorded,
-    "nbd": nbd.detach_unrecorded,
     "tap": tap.detach_unrecorded,
 }
 
@@ -77,8 +75,8 @@ def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:
         known(host, disk, event)
     elif disk.node is not None:
         file.detach_unrecorded(host, disk, event)
-    elif helper.path(host, disk.type) is not None:
-        helper.run(host, disk, event, "remove")
+    elif suffix not in PREPARE:
+        helper.detach_unrecorded(host, disk, event)
 
 
 def script_suffix(event: Event) -> str:

@@ -50,11 +50,17 @@ def invoke(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadli
     return run(host, logs, event, deadline)
 
 
-def run(host: Host, logs: Logs, event: Event, deadline: EventDeadline) -> Outcome:
+def run(
+    host: Host,
+    logs: Logs,
+    event: Event,
+    deadline: EventDeadline,
+    handler: table.Handler | None = None,
+) -> Outcome:
     """Handle an event, whatever happens."""
     own = dataclasses.replace(host, deadline=deadline)
     try:
-        table.handler(event)(own, event)
+        (handler or table.handler(event))(own, event)
     except ConnectionError:
         raise  # the store is gone, and with it all we know: start again
     except HotplugError as error:

@@ -3,7 +3,8 @@
 The stock scripts read every other guest's backends for every disk. Here a watch says which ones
 changed, and only those are read again. That is exact, not eventual: xenstored queues the watch
 events of a write before it answers any later request, and the client hands them out before that
-answer, so after one round trip every write that was committed before is known.
+answer, so after one round trip every write that was committed before is known. (In a driver
+domain the kernel is in between and mixes them; the client has a barrier for that.)
 
 Without a watch (a one-shot run) each refresh reads everything, in three round trips.
 """
@@ -35,14 +36,20 @@ class StoreHolders:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._watched = False
+        self._barrier: Callable[[], None] | None = None
         self._mutex = threading.Lock()  # of the index; never held by the callback
         self._stale: deque[Device | None] = deque([EVERYTHING])  # its operations are atomic
         self._holders: dict[Device, Holder] = {}
         self._by_number: defaultdict[tuple[str, bytes], dict[Device, Holder]] = defaultdict(dict)
 
-    def watched(self) -> None:
-        """From now on ``changed`` is called for every change below ``backend``."""
+    def watched(self, barrier: Callable[[], None] | None) -> None:
+        """From now on ``changed`` is called for every change below ``backend``.
+
+        ``barrier`` returns when it was called for all that happened before; None if every read
+        of the store does that.
+        """
         self._watched = True
+        self._barrier = barrier
 
     def changed(self, path: str) -> Device | None:
         """Note what a watch event makes stale. Returns the backend that came or went, if any."""
@@ -67,13 +74,15 @@ class StoreHolders:
             if not self._watched:
                 self._read_everything()
                 return
-            # The first round trip brings the events of all that happened before; reading what
-            # they made stale is a round trip too, and may bring more.
+            if self._barrier is not None:
+                self._barrier()
+            # One round trip brings the events of all that happened before. Reading what they
+            # made stale is a round trip too, and may bring more.
             for _ in range(MAX_ROUNDS):
                 stale = self._take_stale()
                 if EVERYTHING in stale:
                     self._read_everything()
-                else:
+                elif stale or self._barrier is None:
                     self._read(stale)
                 if not self._stale:
                     return

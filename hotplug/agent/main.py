@@ -28,6 +28,7 @@ from hotplug.agent.queues import Job, Queues
 from hotplug.client import wire
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
+from hotplug.handlers import table
 from hotplug.sources import control, watches
 from hotplug.sources.invocation import Invocation
 
@@ -212,7 +213,8 @@ class Agent:
 
     def _watch_store(self) -> None:
         self._store.watch(WATCH, TOKEN, self._changed)
-        self._holders.watched()
+        store = self._store
+        self._holders.watched(None if store.reads_are_barriers else store.barrier)
         self._store.start_pump(on_broken=self._crash)
 
     def _changed(self, path: str, _token: str) -> None:
@@ -302,7 +304,9 @@ class Agent:
             event = watches.look(self.host.store, device)
             if event is None:
                 return DONE
-            outcome = self._run(event, deadline)
+            outcome = self._count(
+                dispatch.run(self.host, self.logs, event, deadline, table.any_script(event))
+            )
             if event.action is Action.REMOVE:
                 watches.delete_backend(self.host.store, device)
             return outcome

@@ -7,19 +7,20 @@ action. What is not in here is an unknown action.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from hotplug.errors import UsageError
-from hotplug.events import Action
-from hotplug.handlers import block
+from hotplug.events import Action, Event
+from hotplug.handlers import block, foreign
+from hotplug.ports import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
-    from hotplug.events import Event
-    from hotplug.ports import Host
+Handler: TypeAlias = Callable[[Host, Event], None]
 
-HANDLERS: dict[tuple[str, Action], Callable[[Host, Event], None]] = {
+HANDLERS: Mapping[tuple[str, Action], Handler] = {
     ("block", Action.ADD): block.add,
     ("block", Action.REMOVE): block.remove,
     ("block", Action.RECLAIM): block.reclaim,
@@ -38,10 +39,15 @@ SCRIPTS = frozenset(
 )
 
 
-def handler(event: Event) -> Callable[[Host, Event], None]:
+def handler(event: Event) -> Handler:
     """The function for an event; UsageError if nobody does this."""
     name = os.path.basename(event.script)
     found = HANDLERS.get((name.partition("-")[0], event.action))
     if name not in SCRIPTS or found is None:
         raise UsageError(f"{event.script} does not know '{event.action}'")
     return found
+
+
+def any_script(event: Event) -> Handler:
+    """For a driver domain, where no toolstack runs the scripts that are not ours."""
+    return handler(event) if os.path.basename(event.script) in SCRIPTS else foreign.run

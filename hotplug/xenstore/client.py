@@ -197,6 +197,11 @@ class Client:
         ask(self._connection, UNWATCH, b"%s%s\0" % (encode(path), key), path)
         self._connection.callbacks.pop(key, None)
 
+    @property
+    def reads_are_barriers(self) -> bool:
+        """Whether every answer comes after the callbacks of all that was changed before it."""
+        return self._connection.transport.in_order
+
     def barrier(self) -> None:
         """Return when the callbacks of everything that was changed before have been called.
 

@@ -28,19 +28,19 @@ def prepare(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Attac
     host.deadline.stage(f"looking for {path}")
     try:
         located = resources.enter_context(host.paths.locate(path))
-    except OSError as error:
-        raise HotplugError(f"{path} does not exist.") from error
-    if not located.is_file:
-        raise HotplugError(f"{path} does not exist. It must be a regular file.")
+    except OSError:
+        located = None
+    if located is None or not located.is_file:
+        raise HotplugError(f"{path} does not exist.")  # as a regular file, stock means
     return file.prepare(host, disk, located, resources)
 
 
 def file_of(params: str) -> str:
     kind, _, path = params.partition(":")
-    if kind and kind != "dummy":
-        raise HotplugError(f"Invalid type: {kind}")
     if not kind or not path:
-        raise HotplugError(f"Cannot parse required parameters: '{params}' is not dummy:<file>")
+        raise HotplugError("Cannot parse required parameters")
+    if kind != "dummy":
+        raise HotplugError(f"Invalid type: {kind}")
     return path
 
 

@@ -90,7 +90,7 @@ class Target:
         words = dict(item.partition("=")[::2] for item in params.split(","))
         iqn, portal = words.get("iqn"), words.get("portal")
         if not iqn or not portal:
-            raise HotplugError(f"iqn= and portal= are required parameters, not '{params}'")
+            raise HotplugError("iqn= and portal= are required parameters")
         multipath = words.get("multipath", "n")
         if multipath not in ("y", "n"):
             raise HotplugError(f"multipath valid values are y and n, {multipath} not a valid value")

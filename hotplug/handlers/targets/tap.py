@@ -46,7 +46,7 @@ class Image:
     def parse(cls, params: str) -> Image:
         kind, _, file = params.partition(":")
         if not kind or not file:
-            raise HotplugError(f"Cannot parse required parameters: '{params}' is not <type>:<file>")
+            raise HotplugError("Cannot parse required parameters")
         return cls(kind, file)
 
     def __str__(self) -> str:

@@ -1,0 +1,353 @@
+"""Loop devices.
+
+True in the kernel and not obvious (drivers/block/loop.c; versions are Linux's):
+
+- LOOP_CTL_GET_FREE names a device and reserves nothing. It names the lowest one whose state is
+  "unbound", again and again, also while another thread is inside LOOP_CONFIGURE on it.
+- LOOP_CONFIGURE can hang on a dead file system before the device counts as bound: since 6.15
+  (commit 86947bdc2889) it writes the file back, since 6.18 (commit 47b71abd5846) it asks for the
+  file's size. It holds the device's mutex meanwhile, and since 6.11 (commit 18048c1af783) open()
+  waits for that mutex. So one such device stops every user of LOOP_CTL_GET_FREE on the host. We
+  write the file back ourselves before we touch a device, and threads of ours that wait too long
+  for each other take another device than the one that the kernel names.
+- lo_device and lo_inode are not kept, LOOP_GET_STATUS64 asks the file system each time
+  (vfs_getattr). They are what stat() tells, in the same encoding, also for btrfs and overlay.
+- Options may be dropped silently: LO_FLAGS_DIRECT_IO stays set only if direct I/O is in use, and
+  a device becomes read-only if the file was not opened for writing. So everything is read back.
+- LOOP_CLR_FD unbinds at once only if nobody else has the device open (5.8-6.10), or always at the
+  last close (since 6.11). So an open descriptor on which LOOP_GET_STATUS64 has succeeded pins the
+  binding: whoever unbinds the device now only marks it, until we close.
+- The event that says "unbound" is sent by that last close, before close() returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import stat
+import sys
+import threading
+import time
+from fcntl import ioctl
+from typing import TYPE_CHECKING
+
+from hotplug.kernel import loop_sysfs
+from hotplug.kernel.loop_abi import (
+    BLKSSZGET,
+    LO_FLAGS_AUTOCLEAR,
+    LO_FLAGS_DIRECT_IO,
+    LO_FLAGS_READ_ONLY,
+    LO_NAME_SIZE,
+    LOOP_CLR_FD,
+    LOOP_CONFIG,
+    LOOP_CONFIGURE,
+    LOOP_CTL_ADD,
+    LOOP_CTL_GET_FREE,
+    LOOP_GET_STATUS64,
+    LOOP_INFO64,
+    LOOP_MAJOR,
+)
+from hotplug.kernel.loop_index import Binding, LoopIndex
+from hotplug.kernel.release import linux
+from hotplug.ports import FileId, Loop, Number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import BinaryIO
+
+    from hotplug.ports import LoopOptions
+
+CONTROL = "/dev/loop-control"
+ATTEMPTS = 64  # at free devices; a competitor that wins them all binds hundreds a second
+PAUSE = 0.02  # seconds, the longest between two attempts
+SIBLING_WAIT = 0.1  # seconds that threads of ours wait for each other; a binding takes 1 ms
+NODE_WAIT = 2.0  # seconds for /dev/loopN to appear where udev or mdev makes the nodes
+
+ANNOUNCES_BINDING = (6, 15)  # commit e7bc0010ceb4; loop_index.py says more
+WRITES_BACK = (6, 14)  # commit 86947bdc2889, Linux 6.15, and in 6.14's stable series
+
+NO_DEVICE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)  # from opening /dev/loopN
+LOST_RACE = (errno.EBUSY, *NO_DEVICE)
+
+
+def status(device: BinaryIO) -> Loop | None:
+    """What an open loop device is bound to; None if it is free."""
+    try:
+        raw = ioctl(device, LOOP_GET_STATUS64, bytes(LOOP_INFO64.size))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return None
+        error.filename = device.name
+        raise
+    info = LOOP_INFO64.unpack(raw)
+    dev, inode, _, offset, limit, number, _, _, flags, name = info[:10]
+    rdev = os.fstat(device.fileno()).st_rdev
+    return Loop(
+        number=number,
+        device_number=Number(os.major(rdev), os.minor(rdev)),
+        backing=FileId(dev, inode),
+        offset=offset,
+        size_limit=limit,
+        read_only=bool(flags & LO_FLAGS_READ_ONLY),
+        autoclear=bool(flags & LO_FLAGS_AUTOCLEAR),
+        reference=name.partition(b"\0")[0],
+    )
+
+
+def get(number: int) -> Loop | None:
+    """What a loop device is bound to; None if it is free or does not exist."""
+    try:
+        with open(f"/dev/loop{number}", "rb", buffering=0) as device:
+            return status(device)
+    except OSError as error:
+        if error.errno not in NO_DEVICE or loop_sysfs.is_bound(number):
+            raise
+        return None
+
+
+def open_node(number: int) -> BinaryIO:
+    """Open a loop device that the kernel has just named.
+
+    devtmpfs has the node before the kernel answers, elsewhere udev or mdev makes it afterwards.
+    """
+    path = f"/dev/loop{number}"
+    until = time.monotonic() + NODE_WAIT
+    while True:
+        try:
+            device = open(path, "r+b", buffering=0)  # noqa: SIM115 - the caller closes it
+        except FileNotFoundError as error:
+            if not loop_sysfs.exists(number):
+                raise  # removed again: a lost race
+            if time.monotonic() > until:
+                raise OSError(
+                    errno.ETIMEDOUT, f"the device node did not appear within {NODE_WAIT:g} s", path
+                ) from error
+            time.sleep(0.005)
+        else:
+            break
+    mode = os.fstat(device.fileno())
+    if stat.S_ISBLK(mode.st_mode) and os.major(mode.st_rdev) == LOOP_MAJOR:
+        return device
+    device.close()
+    raise OSError(errno.EINVAL, "is not a loop device", path)
+
+
+def free_number() -> int:
+    """The loop device that the kernel names as free; it makes one if there is none."""
+    try:
+        with open(CONTROL, "rb", buffering=0) as control:
+            return ioctl(control, LOOP_CTL_GET_FREE)
+    except OSError as error:
+        error.filename = CONTROL
+        raise
+
+
+def other_number(avoid: set[int]) -> int:
+    """A free loop device besides some, or a new one: for when the kernel's choice is stuck."""
+    numbers = loop_sysfs.numbers()
+    for number in sorted(set(numbers) - avoid):
+        if not loop_sysfs.is_bound(number):
+            return number
+    number = max(numbers, default=-1) + 1
+    with open(CONTROL, "rb", buffering=0) as control, contextlib.suppress(FileExistsError):
+        ioctl(control, LOOP_CTL_ADD, number)
+    return number
+
+
+def configure(device: BinaryIO, backing: BinaryIO, options: LoopOptions, reference: bytes) -> None:
+    """Bind a loop device, in one step."""
+    flags = LO_FLAGS_READ_ONLY if options.read_only else 0
+    if options.direct_io:
+        flags |= LO_FLAGS_DIRECT_IO
+    config = LOOP_CONFIG.pack(backing.fileno(), options.block_size, flags, reference)
+    ioctl(device, LOOP_CONFIGURE, config)  # as bytes: so ioctl() lets other threads run
+
+
+def check_request(backing: BinaryIO, size: int, options: LoopOptions, reference: bytes) -> None:
+    """Refuse what the kernel would cut off without a word."""
+    if len(reference) >= LO_NAME_SIZE or b"\0" in reference:
+        raise ValueError(f"{reference!r} is no reference: 63 bytes, none of them NUL")
+    if options.block_size and size % options.block_size:
+        raise OSError(
+            errno.EINVAL,
+            f"its {size} bytes are not a multiple of the block size {options.block_size},"
+            " so the end would be lost",
+            backing.name,
+        )
+
+
+def flush(backing: BinaryIO, device: int) -> None:
+    """Write a file back if it may lie on a file system that hangs.
+
+    The kernel does it next, but with a loop device in its hands. Local file systems, which have
+    a block device and so a major number, are spared a second flush of their disk's cache.
+    """
+    if not os.major(device) and linux() >= WRITES_BACK:
+        try:
+            os.fsync(backing)
+        except OSError as error:
+            error.filename = backing.name
+            raise
+
+
+def check_result(
+    device: BinaryIO, loop: Loop | None, backing: BinaryIO, file_id: FileId, options: LoopOptions
+) -> Loop:
+    """OSError if the kernel did something else than it was asked for."""
+    if loop is None or loop.backing != file_id:
+        raise OSError(errno.ESTALE, "was given to another file at once", device.name)
+    if loop.read_only and not options.read_only:
+        raise OSError(errno.EROFS, "a loop device on it cannot be written", backing.name)
+    if options.direct_io and not loop_sysfs.uses_direct_io(loop.number):
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "direct I/O is not possible: its file system cannot do it or needs larger blocks",
+            backing.name,
+        )
+    if options.block_size:
+        size = int.from_bytes(ioctl(device, BLKSSZGET, bytes(4)), sys.byteorder)
+        if size != options.block_size:
+            raise OSError(
+                errno.EOPNOTSUPP, f"the kernel gave it blocks of {size} bytes", backing.name
+            )
+    return loop
+
+
+def unbind(device: BinaryIO) -> bool:
+    """Unbind an open loop device, now or at the last close; False if it was free."""
+    try:
+        ioctl(device, LOOP_CLR_FD)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return False
+        error.filename = device.name
+        raise
+    return True
+
+
+class KernelLoops:
+    """The loop devices of this host.
+
+    ``watch`` keeps an index of them by the kernel's events, for a process that lives long; without
+    it each question about a file is a scan. For several threads.
+    """
+
+    __slots__ = ("_index", "_mutex", "_overtaking", "_trying", "_turn")
+
+    def __init__(self, *, watch: bool = False) -> None:
+        events = None
+        if watch:
+            # pyudev takes 20 ms to import and 4.5 MiB to keep: not for a one-shot run
+            from hotplug.kernel.uevents import LoopUevents  # noqa: PLC0415
+
+            events = LoopUevents()
+        self._index = LoopIndex(get, events, announced=linux() >= ANNOUNCES_BINDING)
+        self._turn = threading.Lock()  # may be held by a thread that hangs: waited for briefly
+        self._mutex = threading.Lock()
+        self._overtaking = False
+        self._trying: set[int] = set()
+
+    def attach(self, backing: BinaryIO, options: LoopOptions, reference: bytes) -> Loop:
+        """Bind an open file to a free loop device.
+
+        Whoever configures the device that the kernel named first wins, and the others get EBUSY,
+        or ENXIO if it was removed instead. So we ask again, a bounded number of times.
+        """
+        found = os.fstat(backing.fileno())
+        file_id = FileId(found.st_dev, found.st_ino)
+        check_request(backing, found.st_size, options, reference)
+        flush(backing, found.st_dev)
+        for attempt in range(ATTEMPTS):
+            with self._free_device() as number:
+                try:
+                    return self._bind(number, backing, file_id, options, reference)
+                except OSError as error:
+                    if error.errno not in LOST_RACE or error.filename == backing.name:
+                        raise
+            time.sleep(random.uniform(0, min(PAUSE, attempt / 1000)))  # noqa: S311 - no secret
+        raise OSError(errno.EBUSY, f"lost {ATTEMPTS} races for a free loop device", CONTROL)
+
+    def get(self, number: int) -> Loop | None:
+        """What a loop device is bound to; None if it is free or does not exist."""
+        try:
+            return get(number)
+        except OSError:
+            # A file system that is gone (ENOTCONN, ESTALE, EIO) does not unbind the device.
+            if (loop := self._index.current(number)) is not None:
+                return loop
+            raise
+
+    def detach(self, number: int, *, only_if: Callable[[Loop], bool]) -> bool:
+        """Unbind a loop device if it is still the one meant; False if it is not."""
+        try:
+            with open(f"/dev/loop{number}", "rb", buffering=0) as device:
+                # First what we are sure of: it spares us asking a file system that may be dead.
+                loop = self._index.current(number) or status(device)
+                return loop is not None and only_if(loop) and unbind(device)
+        except OSError as error:
+            if error.errno not in NO_DEVICE or loop_sysfs.is_bound(number):
+                raise
+            return False
+
+    def all(self) -> Sequence[Loop]:
+        """Every bound loop device; those whose file system does not answer only if known."""
+        return self._index.all()
+
+    def backing_name(self, number: int) -> str | None:
+        """The path of the backing file, as sysfs has it."""
+        return loop_sysfs.backing_name(number)
+
+    def bound_to(self, backing: FileId) -> Sequence[Loop]:
+        """Every loop device bound to a file. OSError (ETIMEDOUT) if that cannot be told."""
+        loops = map(self.get, sorted(self._index.candidates(backing)))
+        return [loop for loop in loops if loop is not None and loop.backing == backing]
+
+    def _bind(
+        self,
+        number: int,
+        backing: BinaryIO,
+        file_id: FileId,
+        options: LoopOptions,
+        reference: bytes,
+    ) -> Loop:
+        with self._index.attaching(number, file_id), open_node(number) as device:
+            try:
+                configure(device, backing, options, reference)
+            except OSError as error:
+                error.filename = device.name if error.errno in LOST_RACE else backing.name
+                raise
+            try:
+                ticket = self._index.ticket(number)
+                sequence = loop_sysfs.disk_sequence(number)
+                loop = check_result(device, status(device), backing, file_id, options)
+                self._index.record(number, Binding(loop, sequence), ticket)
+            except BaseException:
+                unbind(device)
+                raise
+            return loop
+
+    @contextlib.contextmanager
+    def _free_device(self) -> Iterator[int]:
+        """A free loop device that no other thread of this process tries meanwhile.
+
+        One after the other, because the kernel names the same device to all. A thread that hangs
+        does not keep the rest waiting: they take other devices, and only the first of them waits.
+        """
+        my_turn = self._turn.acquire(timeout=0 if self._overtaking else SIBLING_WAIT)
+        self._overtaking = not my_turn
+        try:
+            with self._mutex:
+                number = free_number()
+                if number in self._trying:
+                    number = other_number(self._trying)
+                self._trying.add(number)
+            try:
+                yield number
+            finally:
+                with self._mutex:
+                    self._trying.discard(number)
+        finally:
+            if my_turn:
+                self._turn.release()

@@ -1,0 +1,247 @@
+"""Which loop devices are bound to a file, kept by the kernel's events instead of by scans.
+
+The promise: a device whose binding was complete before the question is in the answer. What is
+merely stale (an old binding, an old offset) is no danger, because who asks looks at every
+candidate again. So it must not happen that a binding goes unnoticed:
+
+- Unbinding is announced by every kernel since 5.8: __loop_clr_fd() sends a change event, also when
+  the last close does it (autoclear, and since commit 18048c1af783, Linux 6.11, always).
+- Binding is announced by Linux 5.8-5.18 and, since commit e7bc0010ceb4, by 6.15 and its
+  backports. In between commit 498ef5c777d9 threw the event away unless partitions were scanned.
+  Where we cannot be sure, every device that was free when we last looked is looked at again in
+  sysfs, which takes a microsecond each. A device cannot be bound without having been free.
+- An event may precede the binding by a moment (5.8: it is sent before lo_state says "bound").
+  Whoever then asks the device waits for its mutex, which is held until the binding is complete.
+- LOOP_CHANGE_FD, which gives a read-only device another file, sends no event before 6.15. Nothing
+  but installers uses it; until the next event of that device we would miss it. Known, accepted.
+- LOOP_SET_STATUS64 changes offset, reference and flags without an event, but not the file.
+- Events that were lost (ENOBUFS) leave nothing certain: all devices are looked at again.
+
+The mutex is held for moments only, never while a device is asked: Inquiry says what can hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from hotplug.kernel import loop_sysfs
+from hotplug.kernel.inquiry import PATIENCE, Inquiry, filesystem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from hotplug.ports import FileId, Loop
+
+
+class Events(Protocol):
+    """Numbers of the devices that changed since the last call; None: events were lost."""
+
+    def drain(self) -> list[int] | None: ...
+
+
+class Binding(NamedTuple):
+    """What a device is bound to, and the disk sequence number that it had before it said so."""
+
+    loop: Loop
+    sequence: bytes | None
+
+
+class Ticket(NamedTuple):
+    """How many changes of a device we had heard of."""
+
+    scans: int
+    changes: int
+
+
+class LoopIndex:
+    """Who is bound to which file. Without events each question is a scan."""
+
+    __slots__ = (
+        "_announced",
+        "_attaching",
+        "_bindings",
+        "_by_file",
+        "_changes",
+        "_doubtful",
+        "_events",
+        "_free",
+        "_inquiry",
+        "_lost",
+        "_mutex",
+        "_scans",
+        "_settling",
+    )
+
+    def __init__(
+        self,
+        ask: Callable[[int], Loop | None],
+        events: Events | None,
+        *,
+        announced: bool = False,
+        patience: float = PATIENCE,
+    ) -> None:
+        def identify(number: int) -> Binding | None:
+            sequence = loop_sysfs.disk_sequence(number)  # first: a change in between then shows
+            loop = ask(number)
+            return Binding(loop, sequence) if loop is not None else None
+
+        self._inquiry = Inquiry(identify, patience)
+        self._events = events
+        self._announced = announced
+        self._mutex = threading.Lock()
+        self._settling = threading.Lock()  # held for a bounded time: see Inquiry.ask
+        self._bindings: dict[int, Binding] = {}
+        self._by_file: dict[FileId, set[int]] = {}
+        self._attaching: dict[int, FileId] = {}
+        self._doubtful: set[int] = set()  # bound, but to what?
+        self._free: set[int] = set()
+        self._changes: dict[int, int] = {}
+        self._scans = 0
+        self._lost = True  # nothing is known yet
+
+    def candidates(self, backing: FileId) -> set[int]:
+        """The devices that may be bound to a file; all that are, are among them.
+
+        OSError (ETIMEDOUT) if a device does not answer and may well be bound to this file.
+        """
+        with self._mutex:
+            self._look_around()
+            doubtful = self._doubtful - self._attaching.keys()
+        answers = self._settle(doubtful) if doubtful else {}
+        for number in doubtful - answers.keys():
+            refuse_to_guess(number, backing)
+        # What was answered just now counts even if the device has changed again since.
+        found = {n for n, binding in answers.items() if binding and binding.loop.backing == backing}
+        with self._mutex:
+            found |= self._by_file.get(backing, set())
+            return found.union(n for n, file in self._attaching.items() if file == backing)
+
+    def all(self) -> list[Loop]:
+        """Every bound device, as it is now; of those that do not answer what we know for sure."""
+        with self._mutex:
+            self._look_around()
+            bound = self._doubtful | self._bindings.keys()
+        answers = self._settle(bound, again=True)
+        answered = (binding.loop for binding in answers.values() if binding is not None)
+        remembered = (self.current(number) for number in bound - answers.keys())
+        return sorted(filter(None, (*answered, *remembered)), key=attrgetter("number"))
+
+    def current(self, number: int) -> Loop | None:
+        """What a device is bound to, if we are sure without asking it."""
+        binding = self._bindings.get(number)
+        return binding.loop if binding is not None and is_current(number, binding) else None
+
+    @contextlib.contextmanager
+    def attaching(self, number: int, backing: FileId) -> Iterator[None]:
+        """We are binding this device: nobody needs to ask it, which might hang as we might."""
+        with self._mutex:
+            self._attaching[number] = backing
+        try:
+            yield
+        finally:
+            with self._mutex:
+                del self._attaching[number]
+
+    def ticket(self, number: int) -> Ticket:
+        """To be taken before a device is asked; ``record`` sees by it whether it changed since."""
+        with self._mutex:
+            self._take_events()
+            return self._ticket(number)
+
+    def record(self, number: int, binding: Binding | None, ticket: Ticket) -> None:
+        """Take in what a device said."""
+        with self._mutex:
+            if self._ticket(number) == ticket:
+                self._set(number, binding)
+                self._doubtful.discard(number)
+
+    # The rest is for the thread that has the mutex.
+
+    def _ticket(self, number: int) -> Ticket:
+        return Ticket(self._scans, self._changes.get(number, 0))
+
+    def _take_events(self) -> None:
+        changed = self._events.drain() if self._events is not None else None
+        if changed is None:
+            self._lost = True
+            self._scans += 1
+            return
+        for number in changed:
+            self._changes[number] = self._changes.get(number, 0) + 1
+            self._doubtful.add(number)
+
+    def _look_around(self) -> None:
+        """Take the events and see in sysfs which of the devices they concern are bound."""
+        self._take_events()
+        suspects = self._doubtful - self._attaching.keys()
+        if self._lost:
+            suspects.update(loop_sysfs.numbers(), self._bindings)
+            suspects.difference_update(self._attaching)
+            self._lost = False
+        elif not self._announced:
+            suspects |= self._free
+        for number in suspects:
+            if not loop_sysfs.is_bound(number):
+                if number in self._doubtful or number not in self._free:
+                    self._set(number, None)
+                self._doubtful.discard(number)
+            elif (binding := self._bindings.get(number)) and is_current(number, binding):
+                self._doubtful.discard(number)
+            else:
+                self._doubtful.add(number)
+
+    def _set(self, number: int, binding: Binding | None) -> None:
+        former = self._bindings.pop(number, None)
+        if former is not None:
+            numbers = self._by_file[former.loop.backing]
+            numbers.discard(number)
+            if not numbers:
+                del self._by_file[former.loop.backing]
+        if binding is not None:
+            self._bindings[number] = binding
+            self._by_file.setdefault(binding.loop.backing, set()).add(number)
+            self._free.discard(number)
+        elif loop_sysfs.exists(number):
+            self._free.add(number)
+        else:
+            self._free.discard(number)
+
+    # These take the mutex themselves.
+
+    def _settle(self, numbers: set[int], *, again: bool = False) -> dict[int, Binding | None]:
+        """Ask devices. Those that do not answer are missing in the result.
+
+        Those that another thread asked while we waited for our turn are not asked ``again``.
+        """
+        with self._settling:
+            with self._mutex:
+                left = numbers if again else numbers & self._doubtful
+                tickets = {number: self._ticket(number) for number in left}
+                answers = {number: self._bindings.get(number) for number in numbers - left}
+            fresh = self._inquiry.ask(sorted(left))
+        for number, binding in fresh.items():
+            self.record(number, binding, tickets[number])
+        return answers | fresh
+
+
+def is_current(number: int, binding: Binding) -> bool:
+    """Whether the binding is surely still the one that we know."""
+    sequence = binding.sequence
+    return sequence is not None and loop_sysfs.disk_sequence(number) == sequence
+
+
+def refuse_to_guess(number: int, backing: FileId) -> None:
+    """OSError if a device that does not answer lies where the file does, or anywhere."""
+    if not loop_sysfs.is_bound(number):
+        return
+    where = filesystem(number)
+    if where is None or where == backing.device:
+        raise OSError(
+            errno.ETIMEDOUT,
+            "cannot tell which file it is bound to, because that file system does not answer",
+            f"/dev/loop{number}",
+        )

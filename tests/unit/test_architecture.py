@@ -51,11 +51,11 @@ MAY_IMPORT = {
     "hotplug.xenstore.*": {"hotplug.xenstore.*"},
 }
 
-# Who may import what is foreign: one module each, which translates.
+# Who may import what is foreign, and translates it: one module for one use.
 FOREIGN = {
     "ctypes": set(),
-    "psutil": {"hotplug.commands"},
-    "pyudev": {"hotplug.sources.udev"},
+    "psutil": {"hotplug.commands", "hotplug.kernel.lockfile"},
+    "pyudev": {"hotplug.sources.udev", "hotplug.kernel.uevents"},
 }
 
 

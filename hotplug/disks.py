@@ -79,7 +79,7 @@ def row(built: Host, device: Device, keys: dict[str, bytes | None], guests: dict
     state = STATES.get(keys["state"] or b"", "unknown")
     if status in (b"error", b"busy"):
         state = status.decode()
-    elif is_lost(built, keys):
+    elif is_lost(built, device, keys):
         state = "lost"
     path = keys["physical-device-path"] or keys["node"]
     error = keys["hotplug-error"]
@@ -97,12 +97,13 @@ def row(built: Host, device: Device, keys: dict[str, bytes | None], guests: dict
     )
 
 
-def is_lost(built: Host, keys: dict[str, bytes | None]) -> bool:
-    """Whether the guest's loop device has been unbound under it."""
+def is_lost(built: Host, device: Device, keys: dict[str, bytes | None]) -> bool:
+    """Whether the guest's loop device has been unbound under it, and perhaps given to another."""
     node = (keys["node"] or b"").removeprefix(b"/dev/loop")
     if not node.isdigit() or keys["physical-device"] is None:
         return False
-    return built.loops.get(int(node)) is None
+    loop = built.loops.get(int(node))
+    return loop is None or reconcile.owner(built, loop) not in (None, device)
 
 
 def find(guest: str, vdev: str) -> Device:

@@ -9,7 +9,7 @@ undoes what it did as soon as the kernel lets it go.
 
 from __future__ import annotations
 
-import itertools
+import heapq
 import threading
 import time
 from collections import deque
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 USUAL_WORKERS = 3  # two cores' worth of kernel time, and one that waits
 MAX_WORKERS = 2000  # as many devices may hang at once before others wait for them
 STARVED = 0.02  # seconds without anybody taking work: one more worker
+LOOK_AGAIN = 0.1  # seconds, at a job whose time is up and that is not done
 IDLE = 60.0  # seconds after which a surplus worker ends
 
 Work: TypeAlias = "Callable[[EventDeadline], Outcome]"
@@ -63,7 +64,9 @@ class Queues:
         self._mutex = threading.Lock()
         self._waiting: dict[str, deque[Job]] = {}  # a key is there while one of its jobs runs
         self._ready: SimpleQueue[Job | None] = SimpleQueue()
-        self._jobs: dict[Job, None] = {}  # in the order of their deadlines
+        self._jobs: set[Job] = set()
+        self._ends: list[tuple[float, int, Job]] = []  # a heap; also of jobs that are done
+        self._submitted = 0
         self._workers = 0
         self._idle = 0
         self._last_taken = 0.0
@@ -71,7 +74,9 @@ class Queues:
 
     def submit(self, job: Job) -> None:
         with self._mutex:
-            self._jobs[job] = None
+            self._jobs.add(job)
+            self._submitted += 1
+            heapq.heappush(self._ends, (job.deadline.end, self._submitted, job))
             queue = self._waiting.get(job.key)
             if queue is not None:
                 queue.append(job)
@@ -115,7 +120,7 @@ class Queues:
         with self._mutex:
             if job not in self._jobs:
                 return
-            self._jobs.pop(job, None)
+            self._jobs.discard(job)
             self.finished += 1
             queue = self._waiting[job.key]
             if queue:
@@ -130,8 +135,7 @@ class Queues:
         """
         now = time.monotonic()
         with self._mutex:
-            late = list(itertools.takewhile(lambda job: job.deadline.end <= now, self._jobs))
-            next_end = next((job.deadline.end for job in self._jobs), None)
+            late, next_end = self._late(now)
             starved = not self._ready.empty()
             if starved and now - self._last_taken > STARVED and self._workers < MAX_WORKERS:
                 self._add_worker()
@@ -140,9 +144,17 @@ class Queues:
         self._shrink(now)
         if starved:
             return STARVED
-        if late:
-            return 0.1
         return None if next_end is None else max(0.0, next_end - now)
+
+    def _late(self, now: float) -> tuple[list[Job], float | None]:
+        """Jobs whose time is up, and when to look again. Each is seen until it is done."""
+        late = []
+        while self._ends and (self._ends[0][0] <= now or self._ends[0][2] not in self._jobs):
+            _, number, job = heapq.heappop(self._ends)
+            if job in self._jobs:
+                late.append(job)
+                heapq.heappush(self._ends, (now + LOOK_AGAIN, number, job))
+        return late, self._ends[0][0] if self._ends else None
 
     def _expire(self, job: Job) -> None:
         """Answer for a job that takes too long. Its worker may hang for ever."""
@@ -151,7 +163,7 @@ class Queues:
                 queue = self._waiting[job.key]
                 if job in queue:
                     queue.remove(job)
-                    self._jobs.pop(job, None)
+                    self._jobs.discard(job)
         if not job.deadline.expire():
             if job.deadline.was_taken and job.running:
                 self._end(job)  # nobody waits for it and it hangs: let its device go on

@@ -66,8 +66,8 @@ def test_a_broken_file_leaves_the_old_settings(runner, place, disk, status):
     runner.agent.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "not reloaded" in runner.agent.log.read_text(), "it says so")
     assert "deadline: 'soon' is not of the right type" in runner.agent.log.read_text()
+    place.configure()  # the command reads it too
     assert status()["agent"]["deadline_s"] == 35.0
-    place.configure()
     backend = disk()
     assert runner.add(backend).status == 0
     assert runner.remove(backend).status == 0

@@ -152,9 +152,10 @@ def detach(host: Host, device: Device, attachment: Attachment) -> None:
 
 
 def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:  # noqa: ARG001 - the table's shape
-    """Unbind a loop device that the stock scripts attached, before we were installed.
+    """Unbind a loop device that the journal does not know.
 
-    ``node`` names it. It may have been given to somebody else since, so its file must be the
+    It is one of the stock scripts', from before we were installed, or ours if the runtime
+    directory was emptied. ``node`` names it. It may have been given to somebody else since, so its file must be the
     one of ``params``: the same file, or the same name if that file is gone.
     """
     number = loop_number(disk.node or b"")
@@ -168,7 +169,7 @@ def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:  # noqa: AR
 
     def is_meant(loop: Loop) -> bool:
         if loop.reference.startswith(host.instance.encode() + b":"):
-            return False  # ours, and the journal would know if it were for this backend
+            return loop.reference == reference(host, disk.device)
         return loop.backing == file_id or backing_name in names
 
     host.loops.detach(number, only_if=is_meant)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import time
 
 import pytest
 from harness import loops
+from harness.agent import is_alive
 from harness.guests import Backend
 from harness.lines import F_FRESH, F, K
-from harness.locks import held, wait_for_waiter
+from harness.locks import held, wait_for_waiter, wait_until
 
 LAUNCH_FROM_DELETED = ("sh", "-c", 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"')
 
@@ -403,17 +406,31 @@ def test_bounded_run_time(fresh_runner, guest, image):
     assert result.status == 1
     assert disk.read("hotplug-status") == b"error"
     assert disk.read("hotplug-error")
-    assert loops.of(file) == []
+    wait_until(lambda: loops.of(file) == [], "the loop device is given back")
 
 
 @F_FRESH
-def test_bounded_run_time_of_a_helper(fresh_runner, guest):
+def test_bounded_run_time_of_a_helper(fresh_runner, guest, tmp_path):
     """21: a program of somebody else's that never ends is ended, what it started included."""
     fresh_runner.reconfigure(deadline=DEADLINE)
-    fresh_runner.place.helper("block-endless", "#!/bin/sh\nsleep 1000\n")
+    fresh_runner.place.helper(
+        "block-endless",
+        f"""#!/bin/sh
+        [ "$1" = add ] || exit 0
+        sleep 1000 &
+        echo $! > {tmp_path}/pid
+        wait
+        """,
+    )
     disk = guest().disk("endless:thing", keys={"type": "endless"})
     with bounded():
         result = fresh_runner.add(disk)
+    child = int((tmp_path / "pid").read_text())
+    try:
+        wait_until(lambda: not is_alive(child), "what the helper started has ended")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     assert result.status == 1
     assert disk.read("hotplug-status") == b"error"
     assert disk.read("hotplug-error")

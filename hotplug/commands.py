@@ -19,7 +19,7 @@ from hotplug.client import ask, oneshot
 from hotplug.errors import HotplugError, UsageError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import block as block_handlers
-from hotplug.sources.invocation import Invocation
+from hotplug.invocation import Invocation
 
 if TYPE_CHECKING:
     import argparse

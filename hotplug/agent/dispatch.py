@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hotplug.agent.deadline import EventDeadline
     from hotplug.agent.logs import Logs
     from hotplug.ports import Host, Snapshot
-    from hotplug.sources.invocation import Invocation
+    from hotplug.invocation import Invocation
 
 RETRACTED = ("physical-device", "physical-device-path", "node")  # of an add that failed after all
 MAX_TEXT = 2000  # bytes; a xenstore message holds 4,096 with the path, and people read this

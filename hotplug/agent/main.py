@@ -30,7 +30,7 @@ from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import table
 from hotplug.sources import control, watches
-from hotplug.sources.invocation import Invocation
+from hotplug.invocation import Invocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hotplug.client import wire
 
 if TYPE_CHECKING:
-    from hotplug.sources.invocation import Invocation
+    from hotplug.invocation import Invocation
 
 WAIT = 38.0  # seconds; an event ends after 35
 

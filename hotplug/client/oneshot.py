@@ -20,7 +20,7 @@ from hotplug.agent.dispatch import Outcome
 from hotplug.agent.logs import Logs, to_stderr
 from hotplug.client import wire
 from hotplug.errors import HotplugError
-from hotplug.sources.invocation import Invocation
+from hotplug.invocation import Invocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

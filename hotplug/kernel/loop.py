@@ -8,8 +8,8 @@ True in the kernel and not obvious (drivers/block/loop.c; versions are Linux's):
   (commit 86947bdc2889) it writes the file back, since 6.18 (commit 47b71abd5846) it asks for the
   file's size. It holds the device's mutex meanwhile, and since 6.11 (commit 18048c1af783) open()
   waits for that mutex. So one such device stops every user of LOOP_CTL_GET_FREE on the host. We
-  write the file back ourselves before we touch a device, and threads of ours that wait too long
-  for each other take another device than the one that the kernel names.
+  do the same ourselves before we touch a device, and threads of ours that wait too long for each
+  other take another device than the one that the kernel names.
 - lo_device and lo_inode are not kept, LOOP_GET_STATUS64 asks the file system each time
   (vfs_getattr). They are what stat() tells, in the same encoding, also for btrfs and overlay.
 - Options may be dropped silently: LO_FLAGS_DIRECT_IO stays set only if direct I/O is in use, and
@@ -178,18 +178,21 @@ def check_request(backing: BinaryIO, size: int, options: LoopOptions, reference:
         )
 
 
-def flush(backing: BinaryIO, device: int) -> None:
-    """Write a file back if it may lie on a file system that hangs.
+def rouse(backing: BinaryIO, device: int) -> None:
+    """Ask a file system that may be dead what the kernel is about to ask it.
 
-    The kernel does it next, but with a loop device in its hands. Local file systems, which have
-    a block device and so a major number, are spared a second flush of their disk's cache.
+    If that hangs, we at least hold no loop device. Local file systems, which have a block device
+    and so a major number, are spared a second flush of their disk's cache.
     """
-    if not os.major(device) and linux() >= WRITES_BACK:
-        try:
+    if os.major(device):
+        return
+    try:
+        os.fstatvfs(backing.fileno())
+        if linux() >= WRITES_BACK:
             os.fsync(backing)
-        except OSError as error:
-            error.filename = backing.name
-            raise
+    except OSError as error:
+        error.filename = backing.name
+        raise
 
 
 def check_result(
@@ -258,7 +261,7 @@ class KernelLoops:
         found = os.fstat(backing.fileno())
         file_id = FileId(found.st_dev, found.st_ino)
         check_request(backing, found.st_size, options, reference)
-        flush(backing, found.st_dev)
+        rouse(backing, found.st_dev)
         for attempt in range(ATTEMPTS):
             with self._free_device() as number:
                 try:

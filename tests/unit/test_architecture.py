@@ -19,7 +19,7 @@ VALUES = {
     "hotplug.errors",
     "hotplug.events",
     "hotplug.ports",
-    "hotplug.sources.invocation",
+    "hotplug.invocation",
 }
 WIRE = "hotplug.client.wire"
 EVERYTHING = {"hotplug.*"}
@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "hotplug.events": VALUES,
     "hotplug.ports": VALUES,
     "hotplug.config": VALUES,
-    "hotplug.sources.invocation": VALUES,
+    "hotplug.invocation": VALUES,
     "hotplug.__main__": {"hotplug.cli"},
     "hotplug.cli": EVERYTHING,
     "hotplug.commands": EVERYTHING,  # cli's

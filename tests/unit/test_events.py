@@ -5,7 +5,7 @@ import pytest
 from hotplug.errors import UsageError
 from hotplug.events import Action, Device
 from hotplug.sources import udev, watches
-from hotplug.sources.invocation import Invocation
+from hotplug.invocation import Invocation
 
 
 @pytest.mark.parametrize(

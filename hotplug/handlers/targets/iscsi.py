@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,7 +98,7 @@ class Target:
     @property
     def lock(self) -> str:
         """Held while it is found out whether somebody is logged in, and while we log in or out."""
-        return f"iscsi-{zlib.crc32(os.fsencode(self.iqn)):08x}"
+        return tool.lock_name("iscsi", self.iqn)
 
     @property
     def node(self) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ down by the last backend that needs it.
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ class Image:
     @property
     def lock(self) -> str:
         """Held while a tapdisk for this image is looked for, started or taken down."""
-        return f"tap-{zlib.crc32(os.fsencode(str(self))):08x}"
+        return tool.lock_name("tap", str(self))
 
     def is_it(self, params: bytes) -> bool:
         return params == os.fsencode(str(self))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import DeadlineError, HotplugError, ToolError
@@ -85,6 +86,11 @@ def reason(finished: Finished) -> str:
     ended = f"exit status {status}" if status >= 0 else f"ended by signal {-status}"
     last = os.fsdecode(finished.stderr).strip().rpartition("\n")[2].strip()
     return f"{last} ({ended})" if last else ended
+
+
+def lock_name(prefix: str, what: str) -> str:
+    """A lock for one of many things. Two of them may share one, there are 1024 a prefix."""
+    return f"{prefix}-{zlib.crc32(os.fsencode(what)) & 0x3FF:03x}"
 
 
 def undo_quietly(work: Callable[[], None]) -> None:

@@ -37,12 +37,14 @@ class Store:
 
     def __post_init__(self) -> None:
         self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.settimeout(SECONDS)
         try:
+            # Still without a time limit: xenstored's backlog is 1, and where a blocking
+            # connect() waits for room in it, one with a limit fails with EAGAIN.
             self.connection.connect(self.path)
         except OSError:
             self.connection.close()
             raise
+        self.connection.settimeout(SECONDS)
 
     def close(self) -> None:
         self.connection.close()

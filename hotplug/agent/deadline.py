@@ -17,6 +17,8 @@ from hotplug.errors import AbandonedError, DeadlineError
 if TYPE_CHECKING:
     from typing import Self
 
+GRACE = 0.25  # seconds for a worker that does not hang to say itself what took so long
+
 
 class Phase(enum.Enum):
     """Who owns the event."""
@@ -40,6 +42,10 @@ class EventDeadline:
         self.committed = False  # whether this run has written the device to the store
         self._phase = Phase.RUNNING
         self._mutex = threading.Lock()
+
+    def started_before(self, seconds: float) -> None:
+        """Some of the time was spent before we knew of the event."""
+        self.end -= seconds
 
     def check(self) -> None:
         if self._phase is Phase.ABANDONED:

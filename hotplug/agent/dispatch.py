@@ -20,8 +20,8 @@ from hotplug.ports import Write
 if TYPE_CHECKING:
     from hotplug.agent.deadline import EventDeadline
     from hotplug.agent.logs import Logs
-    from hotplug.ports import Host, Snapshot
     from hotplug.invocation import Invocation
+    from hotplug.ports import Host, Snapshot
 
 RETRACTED = ("physical-device", "physical-device-path", "node")  # of an add that failed after all
 MAX_TEXT = 2000  # bytes; a xenstore message holds 4,096 with the path, and people read this

@@ -29,8 +29,8 @@ from hotplug.client import wire
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import table
-from hotplug.sources import control, watches
 from hotplug.invocation import Invocation
+from hotplug.sources import control, watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable

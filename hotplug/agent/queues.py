@@ -17,17 +17,20 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
+from hotplug.agent.deadline import GRACE
+from hotplug.agent.dispatch import Outcome
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hotplug.agent.deadline import EventDeadline
-    from hotplug.agent.dispatch import Outcome
     from hotplug.errors import HotplugError
 
 USUAL_WORKERS = 3  # two cores' worth of kernel time, and one that waits
 MAX_WORKERS = 2000  # as many devices may hang at once before others wait for them
 STARVED = 0.02  # seconds without anybody taking work: one more worker
 LOOK_AGAIN = 0.1  # seconds, at a job whose time is up and that is not done
+LAST_WORDS = 1.0  # seconds to write hotplug-error; the toolstack's 40 s are near
 IDLE = 60.0  # seconds after which a surplus worker ends
 
 Work: TypeAlias = "Callable[[EventDeadline], Outcome]"
@@ -76,7 +79,7 @@ class Queues:
         with self._mutex:
             self._jobs.add(job)
             self._submitted += 1
-            heapq.heappush(self._ends, (job.deadline.end, self._submitted, job))
+            heapq.heappush(self._ends, (job.deadline.end + GRACE, self._submitted, job))
             queue = self._waiting.get(job.key)
             if queue is not None:
                 queue.append(job)
@@ -112,7 +115,8 @@ class Queues:
         except BaseException as error:  # noqa: BLE001 - the store is gone or we have a bug
             self._on_crash(error)
             return
-        job.tell(outcome)
+        if not job.deadline.was_taken:  # or else whoever took it answers
+            job.tell(outcome)
         self._end(job)
 
     def _end(self, job: Job) -> None:
@@ -169,16 +173,23 @@ class Queues:
                 self._end(job)  # nobody waits for it and it hangs: let its device go on
             return
 
-        def answer() -> None:
-            try:
-                job.tell(job.late(job.deadline.error(), job.deadline))
-            except BaseException as error:  # noqa: BLE001 - as for workers
-                self._on_crash(error)
-                return
-            if job.running:
-                self._end(job)
+        error = job.deadline.error()
+        report = threading.Thread(target=self._report, args=(job, error), daemon=True)
+        report.start()
+        threading.Thread(target=self._answer_late, args=(job, error, report), daemon=True).start()
 
-        threading.Thread(target=answer, name="late answer", daemon=True).start()
+    def _report(self, job: Job, error: HotplugError) -> None:
+        try:
+            job.tell(job.late(error, job.deadline))
+        except BaseException as crash:  # noqa: BLE001 - as for workers
+            self._on_crash(crash)
+
+    def _answer_late(self, job: Job, error: HotplugError, report: threading.Thread) -> None:
+        """The store may be what hangs: then the caller gets the sentence without it."""
+        report.join(LAST_WORDS)
+        job.tell(Outcome(error.exit_code, str(error)))
+        if job.running:
+            self._end(job)
 
     def _shrink(self, now: float) -> None:
         if now - self._last_taken > IDLE and self._idle > USUAL_WORKERS and self._ready.empty():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hotplug import config
 from hotplug.agent import dispatch, host
-from hotplug.agent.deadline import EventDeadline
+from hotplug.agent.deadline import GRACE, EventDeadline
 from hotplug.agent.dispatch import Outcome
 from hotplug.agent.logs import Logs, to_stderr
 from hotplug.client import wire
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from hotplug.ports import Host
+
+LOOK_AGAIN = 0.1  # seconds
+LAST_WORDS = 1.0  # seconds to report a failure, and to undo; the toolstack's 40 s are near
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,9 +62,21 @@ def invoke(invocation: Invocation) -> Outcome:
         problem = HotplugError(f"xenstore cannot be reached: {error}; does this host run Xen?")
         return dispatch.failed(logs, invocation.script, problem)
     deadline = EventDeadline(settings.deadline)
+    deadline.started_before(process_age())
     return bounded(
         lambda: work(built, logs, invocation, deadline), built, logs, invocation, deadline
     )
+
+
+def process_age() -> float:
+    """Seconds since this process began.
+
+    It began as the thin client, which may have waited for an agent that then died. The toolstack
+    counts from there. (For a command for people it is next to nothing.)
+    """
+    with open("/proc/self/stat", "rb") as stat, open("/proc/uptime", "rb") as uptime:
+        began = int(stat.read().rpartition(b")")[2].split()[19])  # field 22, proc(5)
+        return float(uptime.read().split()[0]) - began / os.sysconf("SC_CLK_TCK")
 
 
 def work(built: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
@@ -79,20 +94,31 @@ def bounded(
     deadline: EventDeadline,
 ) -> Outcome:
     """Wait for the work as long as the event may take."""
+    worker, outcome = begin(task)
+    worker.join(deadline.remaining() + GRACE)
+    while worker.is_alive() and not deadline.expire():
+        worker.join(LOOK_AGAIN)  # it is writing to the store just now
+    if not deadline.was_taken:
+        worker.join()
+        return outcome[0] if outcome else Outcome(1, "xen-hotplug: a bug ended this run")
+    late = deadline.error()
+    if invocation.is_probe:
+        return Outcome(2, str(late))
+    # The store may be what hangs; then the text on stderr has to do.
+    event = invocation.event()
+    report, told = begin(lambda: dispatch.fail(built, logs, event, late, deadline))
+    report.join(LAST_WORDS)
+    if told:
+        worker.join(LAST_WORDS)  # if it does not hang any more it takes back what it attached
+    return told[0] if told else Outcome(late.exit_code, str(late))
+
+
+def begin(task: Callable[[], Outcome]) -> tuple[threading.Thread, list[Outcome]]:
+    """Run something in a thread that may hang; its outcome, once there is one."""
     outcome: list[Outcome] = []
-    worker = threading.Thread(target=lambda: outcome.append(task()), daemon=True)
-    worker.start()
-    worker.join(deadline.remaining())
-    while not outcome and not deadline.expire() and worker.is_alive():
-        worker.join(0.1)  # it is writing its result just now
-    if not outcome and deadline.was_taken:
-        worker.join(0.0)
-        late = deadline.error()
-        if invocation.is_probe:
-            return Outcome(2, str(late))
-        return dispatch.fail(built, logs, invocation.event(), late, deadline)
-    worker.join()
-    return outcome[0] if outcome else Outcome(1, "xen-hotplug: the run ended without a result")
+    thread = threading.Thread(target=lambda: outcome.append(task()), daemon=True)
+    thread.start()
+    return thread, outcome
 
 
 if __name__ == "__main__":

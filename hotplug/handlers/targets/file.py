@@ -151,12 +151,16 @@ def detach(host: Host, device: Device, attachment: Attachment) -> None:
             detach_loop(host, device, file_id, loop.number)
 
 
-def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:  # noqa: ARG001 - the table's shape
+def detach_unrecorded(
+    host: Host,
+    disk: Disk,
+    event: Event,  # noqa: ARG001 - the table's shape
+) -> None:
     """Unbind a loop device that the journal does not know.
 
     It is one of the stock scripts', from before we were installed, or ours if the runtime
-    directory was emptied. ``node`` names it. It may have been given to somebody else since, so its file must be the
-    one of ``params``: the same file, or the same name if that file is gone.
+    directory was emptied. ``node`` names it. It may have been given to somebody else since, so
+    its file must be the one of ``params``: the same file, or the same name if that is gone.
     """
     number = loop_number(disk.node or b"")
     if number is None:

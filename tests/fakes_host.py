@@ -4,6 +4,8 @@ Store, index of holders and journal are the real ones or held to the same tests;
 fakes of ``tests/data/bin``, called in this process. A test can let any step be the last: from
 then on nothing happens any more, as if the process had been killed.
 
+Parts of the Host that a test gives are used instead: ``World(tmp_path, paths=LocalPaths())``.
+
     world = World(tmp_path)
     world.disk(5, "aio:/srv/a.img", kind="vbd3")
     world.add(5, script="block-tap")
@@ -175,10 +177,10 @@ class FakeMounts:
 class World:
     """A host that can be killed and started again; what the tools made of it stays."""
 
-    def __init__(self, tmp_path, **parts):
+    def __init__(self, tmp_path, *, store=None, **parts):
         self.folder = tmp_path / "tools"
         self.folder.mkdir()
-        self.store = FakeStore()
+        self.store = store or FakeStore()
         self.paths = FakePaths()
         self.life = Life()
         self.absent = set()
@@ -199,19 +201,23 @@ class World:
         return path.read_text().splitlines() if path.exists() else []
 
     def host(self, deadline=None):
+        parts = {
+            "loops": None,
+            "nbd": None,
+            "paths": self.paths,
+            "locks": FakeLocks(self.life),
+            "programs": FakePrograms(self.folder, self.life, self.absent, self.others),
+            **self.parts,
+        }
         return Host(
             store=self.store,
-            loops=self.parts.get("loops"),
-            paths=self.paths,
             mounts=FakeMounts(),
             holders=StoreHolders(self.store),
             journal=FileJournal(self.config.rundir),
-            locks=FakeLocks(self.life),
-            programs=FakePrograms(self.folder, self.life, self.absent, self.others),
-            nbd=self.parts.get("nbd"),
             config=self.config,
             deadline=deadline or EventDeadline(35.0),
             instance="test",
+            **parts,
         )
 
     def device(self, domid, kind="vbd", devid=DEVID):
@@ -228,11 +234,10 @@ class World:
 
     def keys(self, device):
         """The keys of a backend that the toolstack did not write."""
-        base = f"/local/domain/0/{device.path}"
-        nodes = self.store.nodes(base)
-        found = {name.removeprefix(f"{base}/"): value for name, value in nodes.items()}
         written = ("frontend-id", "params", "mode", "state", "type")
-        return {name: value for name, value in found.items() if name not in written}
+        names = [name for name in self.store.directory(device.path) or () if name not in written]
+        values = self.store.read_many([f"{device.path}/{name}" for name in names])
+        return dict(zip(names, values, strict=True))
 
     def set(self, device, **keys):
         for name, value in keys.items():

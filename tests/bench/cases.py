@@ -23,7 +23,7 @@ OTHERS = 200  # disks of other guests
 AT_ONCE = 40
 WARM_UP = 2  # rounds that do not count
 CPU_ROUNDS = 200  # of an add and a remove: the kernel counts CPU time in ticks of 10 ms
-RETRIES = 5  # per comparison: stock loses the race for a loop device to others on this machine
+RETRIES = 20  # per comparison: stock loses the race for a loop device to others on this machine
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class Bench:
                     retries -= 1
                     if retries < 0:
                         raise
-                    self.repeated.append(str(error))
+                    self.repeated.append(f"{cases[0].name}: {error}")
                     continue
                 side = sides.pop(0)
                 for case, took in zip(cases, costs, strict=True):

@@ -27,7 +27,7 @@ def main() -> int:
     try:
         with isolation.isolated():
             report = bench.run()
-    except (isolation.CannotRunError, sides.ScriptFailedError, FileNotFoundError) as error:
+    except (isolation.CannotRunError, sides.ScriptFailedError, OSError, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -50,10 +50,11 @@ def check_machine() -> None:
 def isolated() -> Iterator[Path]:
     """Enter the corner; the folder that temporary files then go to.
 
-    SIGTERM ends the block like Ctrl-C, so that what it started is stopped.
+    Ctrl-C and SIGTERM end the block, and what it started is stopped.
     """
     check_machine()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     made = [path for path in BUILT_IN.values() if make_folder(path)]
     base = Path(tempfile.mkdtemp(prefix="xen-hotplug-"))
     before = tempfile.tempdir
@@ -74,6 +75,13 @@ def isolated() -> Iterator[Path]:
         for path in (*made, base):
             with contextlib.suppress(OSError):  # somebody else uses the folder by now
                 path.rmdir()
+
+
+def interrupt(*_: object) -> None:
+    """Go and tidy up; whoever is impatient does not interrupt that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def make_folder(path: Path) -> bool:

@@ -166,8 +166,8 @@ class Report:
             f"\nThe agent: {agent.rss_mib:.1f} MiB resident after the run,"
             f" {agent.cpu_ms_per_event:.2f} ms of CPU per event (over {agent.events} events)."
         )
-        for reason in self.repeated:
-            print(f"Done again: {reason}")
+        if self.repeated:
+            print(f"{len(self.repeated)} rounds were done again, the last as {self.repeated[-1]}")
         print()
         for target in self.targets():
             word = "reached" if target.reached else "MISSED "

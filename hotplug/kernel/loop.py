@@ -307,6 +307,10 @@ class KernelLoops:
         loops = map(self.get, sorted(self._index.candidates(backing)))
         return [loop for loop in loops if loop is not None and loop.backing == backing]
 
+    def close(self) -> None:
+        """Listen to events no more."""
+        self._index.close()
+
     def _bind(
         self,
         number: int,

@@ -42,6 +42,8 @@ class Events(Protocol):
 
     def drain(self) -> list[int] | None: ...
 
+    def close(self) -> None: ...
+
 
 class Binding(NamedTuple):
     """What a device is bound to, and the disk sequence number that it had before it said so."""
@@ -158,6 +160,13 @@ class LoopIndex:
             if self._ticket(number) == ticket:
                 self._set(number, binding)
                 self._doubtful.discard(number)
+
+    def close(self) -> None:
+        """Listen no more; from now on each question is a scan."""
+        with self._mutex:
+            if self._events is not None:
+                self._events.close()
+                self._events = None
 
     # The rest is for the thread that has the mutex.
 

@@ -23,6 +23,7 @@ class LoopUevents:
     """The loop devices for which there were events, collected when somebody asks."""
 
     __slots__ = ("_context", "_monitor", "_size")
+    _monitor: pyudev.Monitor | None
 
     def __init__(self, receive_buffer: int = RECEIVE_BUFFER) -> None:
         self._context = pyudev.Context()
@@ -41,7 +42,9 @@ class LoopUevents:
 
         None if events were lost: then anything may have changed.
         """
-        numbers = []
+        numbers: list[int] = []
+        if self._monitor is None:
+            return None
         try:
             while (device := self._monitor.poll(timeout=0)) is not None:
                 name = device.sys_name
@@ -51,3 +54,6 @@ class LoopUevents:
             self._monitor = self._listen()
             return None
         return numbers
+
+    def close(self) -> None:
+        self._monitor = None  # pyudev closes a monitor when nobody refers to it any more

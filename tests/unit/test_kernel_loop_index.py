@@ -1,0 +1,347 @@
+"""The index of loop devices against a model of the kernel: it never misses a binding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from hotplug.kernel import loop_index
+from hotplug.kernel.loop_index import Binding, LoopIndex
+from hotplug.ports import FileId, Loop, Number
+
+FILES = [FileId(1, inode) for inode in range(3)]
+NUMBERS = range(4)
+
+
+@dataclass
+class Kernel:
+    """Loop devices as sysfs, events and LOOP_GET_STATUS64 show them."""
+
+    announces: bool = True  # LOOP_CONFIGURE sends an event
+    counts: bool = True  # there is a diskseq
+    devices: dict = field(default_factory=dict)  # number: Loop or None
+    sequences: dict = field(default_factory=dict)
+    events: list = field(default_factory=list)
+    lost: bool = False
+    silent: set = field(default_factory=set)  # devices that do not answer
+    asked: list = field(default_factory=list)
+    sequence: int = 0
+
+    def _changed(self, number, *, event=True):
+        self.sequence += 1
+        self.sequences[number] = b"%d" % self.sequence
+        if event:
+            self.events.append(number)
+
+    def add(self, number):
+        self.devices.setdefault(number, None)
+        self._changed(number)
+
+    def remove(self, number):
+        if self.devices.get(number) is None:
+            self.devices.pop(number, None)
+            self._changed(number)
+
+    def bind(self, number, file):
+        if number not in self.devices:
+            self.add(number)
+        if self.devices[number] is None:
+            self.devices[number] = loop(number, file)
+            self._changed(number, event=self.announces)
+
+    def unbind(self, number):
+        if self.devices.get(number) is not None:
+            self.devices[number] = None
+            self._changed(number)
+
+    def touch(self, number):
+        """An event without a change: udev asked for it, or the size changed."""
+        self.events.append(number)
+
+    def lose_events(self):
+        self.events.clear()
+        self.lost = True
+
+    def ask(self, number):
+        self.asked.append(number)
+        if number in self.silent:
+            raise OSError(107, "not connected")
+        return self.devices.get(number)
+
+    def bound_to(self, file):
+        return {n for n, loop in self.devices.items() if loop is not None and loop.backing == file}
+
+    # events
+
+    def drain(self):
+        events, self.events, lost, self.lost = self.events, [], self.lost, False
+        return None if lost else events
+
+    # sysfs
+
+    def numbers(self):
+        return list(self.devices)
+
+    def exists(self, number):
+        return number in self.devices
+
+    def is_bound(self, number):
+        return self.devices.get(number) is not None
+
+    def disk_sequence(self, number):
+        return self.sequences.get(number) if self.counts else None
+
+
+def loop(number, file):
+    return Loop(number, Number(7, number), file, 0, 0, False, False, b"")
+
+
+def watch(kernel, monkeypatch, *, events=True):
+    monkeypatch.setattr(loop_index, "loop_sysfs", kernel)
+    monkeypatch.setattr(loop_index, "filesystem", lambda _: FILES[0].device)
+    return LoopIndex(kernel.ask, kernel if events else None, announced=kernel.announces)
+
+
+def really(index, kernel, file):
+    """What is left of the candidates once each was looked at, as KernelLoops does."""
+    return {n for n in index.candidates(file) if n in kernel.bound_to(file)}
+
+
+def test_what_was_there_before(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    index = watch(kernel, monkeypatch)
+    assert index.candidates(FILES[0]) == {1}
+    assert index.candidates(FILES[1]) == set()
+
+
+def test_nobody_is_asked_twice(monkeypatch):
+    kernel = Kernel()
+    for number in NUMBERS:
+        kernel.bind(number, FILES[0])
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    index.candidates(FILES[1])
+    assert sorted(kernel.asked) == list(NUMBERS)
+
+
+def test_an_event_without_a_new_binding_needs_no_question(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.touch(1)
+    assert index.candidates(FILES[0]) == {1}
+    assert kernel.asked == [1]
+
+
+def test_a_new_binding_of_the_same_number(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.unbind(1)
+    kernel.bind(1, FILES[1])
+    assert index.candidates(FILES[1]) == {1}
+    assert index.candidates(FILES[0]) == set()
+
+
+def test_a_kernel_that_does_not_announce_bindings(monkeypatch):
+    kernel = Kernel(announces=False)
+    kernel.add(1)
+    index = watch(kernel, monkeypatch)
+    assert index.candidates(FILES[0]) == set()
+    kernel.bind(1, FILES[0])
+    assert kernel.drain() == []
+    assert index.candidates(FILES[0]) == {1}
+
+
+def test_lost_events(monkeypatch):
+    kernel = Kernel()
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.bind(1, FILES[0])
+    kernel.bind(2, FILES[1])
+    kernel.unbind(2)
+    kernel.lose_events()
+    assert index.candidates(FILES[0]) == {1}
+    assert index.candidates(FILES[1]) == set()
+
+
+def test_our_own_binding_needs_no_question(monkeypatch):
+    kernel = Kernel()
+    index = watch(kernel, monkeypatch)
+    kernel.add(1)
+    with index.attaching(1, FILES[0]):
+        kernel.bind(1, FILES[0])
+        ticket = index.ticket(1)
+        index.record(1, Binding(kernel.devices[1], kernel.disk_sequence(1)), ticket)
+    assert index.candidates(FILES[0]) == {1}
+    assert index.current(1) == kernel.devices[1]
+    assert kernel.asked == []
+
+
+def test_what_we_are_binding_counts_already_and_is_not_asked(monkeypatch):
+    kernel = Kernel()
+    index = watch(kernel, monkeypatch)
+    with index.attaching(1, FILES[0]):
+        kernel.bind(1, FILES[0])  # and here our thread hangs
+        kernel.silent.add(1)
+        assert index.candidates(FILES[0]) == {1}
+        assert index.candidates(FILES[1]) == set()
+        assert kernel.asked == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_answer_that_is_older_than_a_change_is_not_believed(monkeypatch, lost):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    index = watch(kernel, monkeypatch)
+    ticket = index.ticket(1)
+    old = Binding(kernel.devices[1], kernel.disk_sequence(1))
+    kernel.unbind(1)
+    kernel.bind(1, FILES[1])
+    if lost:
+        kernel.lose_events()
+    index.candidates(FILES[2])
+    index.record(1, old, ticket)
+    assert index.current(1) != old.loop
+    assert index.candidates(FILES[1]) == {1}
+
+
+def test_a_change_while_the_device_is_asked(monkeypatch):
+    """It said the truth of that moment; both the old and the new file must find it."""
+    kernel = Kernel(counts=False)
+    index = watch(kernel, monkeypatch)
+    kernel.bind(1, FILES[0])
+
+    def ask(number):
+        answer = kernel.devices[number]
+        kernel.unbind(number)
+        kernel.bind(number, FILES[1])
+        return answer
+
+    index._inquiry._ask = lambda number: Binding(ask(number), None)
+    assert index.candidates(FILES[0]) == {1}
+    index._inquiry._ask = lambda number: Binding(kernel.devices[number], None)
+    assert index.candidates(FILES[1]) == {1}
+
+
+def test_a_device_that_does_not_answer_may_be_bound_to_our_file(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FileId(2, 2))
+    kernel.silent.add(1)
+    index = watch(kernel, monkeypatch)
+    with pytest.raises(OSError, match="cannot tell which file it is bound to") as failure:
+        index.candidates(FILES[0])
+    assert failure.value.filename == "/dev/loop1"
+
+
+def test_a_device_that_does_not_answer_lies_elsewhere(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FileId(2, 2))
+    kernel.bind(2, FILES[0])
+    kernel.silent.add(1)
+    index = watch(kernel, monkeypatch)
+    monkeypatch.setattr(loop_index, "filesystem", lambda _: 2)
+    assert index.candidates(FILES[0]) == {2}
+
+
+def test_a_silent_device_that_was_unbound_meanwhile(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[1])
+    index = watch(kernel, monkeypatch)
+
+    def ask(number):
+        kernel.unbind(number)
+        raise OSError(6, "no such device or address")
+
+    index._inquiry._ask = ask
+    assert index.candidates(FILES[0]) == set()
+
+
+def test_all_remembers_what_a_silent_device_was_bound_to(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    kernel.bind(2, FILES[1])
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.silent.add(1)
+    assert index.all() == [kernel.devices[1], kernel.devices[2]]
+
+
+def test_all_shows_what_changed_without_an_event(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.devices[1] = changed = Loop(1, Number(7, 1), FILES[0], 512, 0, False, True, b"x")
+    assert index.all() == [changed]
+
+
+def test_a_device_that_was_removed(monkeypatch):
+    kernel = Kernel(announces=False)
+    kernel.add(1)
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.remove(1)
+    assert index.candidates(FILES[0]) == set()
+    assert index._free == set()
+
+
+STEP = st.one_of(
+    st.tuples(st.just("bind"), st.sampled_from(NUMBERS), st.sampled_from(FILES)),
+    st.tuples(st.sampled_from(["unbind", "touch", "add", "remove"]), st.sampled_from(NUMBERS)),
+    st.tuples(st.just("lose_events")),
+    st.tuples(st.just("ours"), st.sampled_from(NUMBERS), st.sampled_from(FILES)),
+)
+
+
+@hypothesis.settings(
+    max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(
+    steps=st.lists(st.tuples(STEP, st.booleans()), min_size=2, max_size=20),
+    announces=st.booleans(),
+    counts=st.booleans(),
+    events=st.booleans(),
+)
+def test_no_binding_is_ever_missed(monkeypatch, steps, announces, counts, events):
+    kernel = Kernel(announces=announces, counts=counts)
+    index = watch(kernel, monkeypatch, events=events)
+    index._inquiry = Inline(kernel)
+    for (name, *arguments), is_followed_by_a_question in [(("add", 0), True), *steps]:
+        if name == "ours":
+            bind_ours(index, kernel, *arguments)
+        else:
+            getattr(kernel, name)(*arguments)
+        if is_followed_by_a_question:
+            for file in FILES:
+                assert really(index, kernel, file) == kernel.bound_to(file)
+
+
+@dataclass
+class Inline:
+    """Asks without a thread: many examples have to be quick."""
+
+    kernel: Kernel
+
+    def ask(self, numbers):
+        answers = {}
+        for number in numbers:
+            sequence, loop = self.kernel.disk_sequence(number), self.kernel.ask(number)
+            answers[number] = Binding(loop, sequence) if loop is not None else None
+        return answers
+
+
+def bind_ours(index, kernel, number, file):
+    """As KernelLoops.attach does."""
+    if kernel.devices.get(number) is None:
+        with index.attaching(number, file):
+            kernel.bind(number, file)
+            ticket = index.ticket(number)
+            sequence = kernel.disk_sequence(number)
+            index.record(number, Binding(kernel.devices[number], sequence), ticket)

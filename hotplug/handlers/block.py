@@ -125,5 +125,5 @@ def take_back(host: Host, device: Device, entry: Entry) -> None:
     """Detach what the journal has for this device, and forget it."""
     attachment = entry.attachment
     if attachment is not None:
-        table.DETACH[attachment.target](host, device, attachment)
+        table.detach(host, device, attachment)
         entry.clear()

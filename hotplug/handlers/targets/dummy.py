@@ -16,10 +16,10 @@ from hotplug.handlers.targets import file
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from hotplug.events import Event
+    from hotplug.events import Device, Event
     from hotplug.handlers.disk import Disk
     from hotplug.handlers.targets import Attach
-    from hotplug.ports import Host
+    from hotplug.ports import Attachment, Host
 
 
 def prepare(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Attach:
@@ -42,6 +42,11 @@ def file_of(params: str) -> str:
     if kind != "dummy":
         raise HotplugError(f"Invalid type: {kind}")
     return path
+
+
+def detach(host: Host, device: Device, attachment: Attachment) -> None:
+    """Unbind the loop device."""
+    file.detach(host, device, attachment)
 
 
 def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from hotplug.errors import DeviceBusyError, HotplugError
 from hotplug.handlers.sharing import reference, refuse_device
@@ -59,8 +59,9 @@ def parse(params: str) -> NbdServer:
     )
 
 
-def prepare(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Attach:  # noqa: ARG001 - the table's shape
+def prepare(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Attach:
     """Connect to the server and agree on the export; the kernel is not involved yet."""
+    refuse_enbd(disk, event)
     server = parse(disk.params)
     refuse_without_driver(host)
     host.deadline.stage(f"asking {server} for its export")
@@ -84,10 +85,12 @@ def prepare(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Attac
     return attach
 
 
-def refuse_enbd(host: Host, disk: Disk, event: Event, resources: ExitStack) -> NoReturn:  # noqa: ARG001 - the table's shape
-    raise HotplugError(
-        f"{disk.params}: no kernel has an ENBD driver any more; serve the disk by NBD and say nbd:"
-    )
+def refuse_enbd(disk: Disk, event: Event) -> None:
+    if "enbd" in (disk.type, os.path.basename(event.script).removeprefix("block-")):
+        raise HotplugError(
+            f"{disk.params}: no kernel has an ENBD driver any more;"
+            " serve the disk by NBD and say nbd:"
+        )
 
 
 def refuse_without_driver(host: Host) -> None:
@@ -197,3 +200,7 @@ def disconnect(
                 raise HotplugError(
                     f"/dev/nbd{number} cannot be disconnected: {error.strerror}"
                 ) from error
+
+
+def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:
+    """The stock scripts never attached anything."""

@@ -6,77 +6,96 @@ with ``type=`` in the store, by the backend's ``type`` while the script is plain
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from hotplug.errors import HotplugError
-from hotplug.handlers.targets import dummy, file, helper, iscsi, nbd, phy, tap
+from hotplug.handlers.targets import file, phy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import ExitStack
 
     from hotplug.events import Device, Event
     from hotplug.handlers.disk import Disk
-    from hotplug.handlers.targets import Attach
+    from hotplug.handlers.targets import Attach, dummy, helper, iscsi, nbd, tap
     from hotplug.ports import Attachment, Host, Located
 
-PREPARE: dict[str, Callable[[Host, Disk, Event, ExitStack], Attach]] = {
-    "dummy": dummy.prepare,
-    "enbd": nbd.refuse_enbd,
-    "iscsi": iscsi.prepare,
-    "nbd": nbd.prepare,
-    "tap": tap.prepare,
+# The kind of a disk, and the module for it.
+MODULES = {
+    "dummy": "dummy",
+    "enbd": "nbd",
+    "iscsi": "iscsi",
+    "nbd": "nbd",
+    "tap": "tap",
 }
 
-DETACH: dict[str, Callable[[Host, Device, Attachment], None]] = {
-    "file": file.detach,
-    "helper": helper.detach,
-    "iscsi": iscsi.detach,
-    "nbd": nbd.detach,
-    "tap": tap.detach,
-}
 
-# Remove for what the journal does not know: attached by stock before we were installed. Stock's
-# block-nbd and block-enbd never attached anything.
-DETACH_UNRECORDED: dict[str, Callable[[Host, Disk, Event], None]] = {
-    "": file.detach_unrecorded,
-    "dummy": dummy.detach_unrecorded,
-    "iscsi": iscsi.detach_unrecorded,
-    "tap": tap.detach_unrecorded,
-}
+class Target(Protocol):
+    """What a module for a kind of disk offers. ``helper`` is one too."""
+
+    def prepare(self, host: Host, disk: Disk, event: Event, resources: ExitStack, /) -> Attach: ...
+
+    def detach(self, host: Host, device: Device, attachment: Attachment, /) -> None: ...
+
+    def detach_unrecorded(self, host: Host, disk: Disk, event: Event, /) -> None:
+        """For what the journal does not know: attached by stock before we were installed."""
+        ...
+
+
+if TYPE_CHECKING:
+    CHECKED: tuple[Target, ...] = (dummy, helper, iscsi, nbd, tap)
+
+
+def target(name: str) -> Target:
+    """A module for a kind of disk; who attaches files only shall not pay for all of them."""
+    return cast("Target", importlib.import_module(f"hotplug.handlers.targets.{name}"))
 
 
 def prepare(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Attach:
     """Find out what kind of disk this is and open it."""
     suffix = script_suffix(event)
     if suffix:
-        return PREPARE[suffix](host, disk, event, resources)
+        return target(MODULES[suffix]).prepare(host, disk, event, resources)
 
     located = locate(host, disk, event, resources)
     if located is not None and located.is_block_device:
         return phy.prepare(host, disk, located)
     if located is not None and located.is_file:
         return file.prepare(host, disk, located, resources)
-    if disk.type in PREPARE:
-        return PREPARE[disk.type](host, disk, event, resources)
-    if helper.path(host, disk.type) is not None:
-        return helper.prepare(host, disk, event, resources)
+    if disk.type in MODULES:
+        return target(MODULES[disk.type]).prepare(host, disk, event, resources)
+    if has_helper(host, disk):
+        return target("helper").prepare(host, disk, event, resources)
     if located is None:
         raise HotplugError(f"{disk.params} does not exist.")
     raise HotplugError(f"{disk.params} is neither a block device nor a regular file.")
 
 
+def has_helper(host: Host, disk: Disk) -> bool:
+    """Whether somebody has installed a program for this kind of disk."""
+    from hotplug.handlers.targets import helper  # noqa: PLC0415 - as for ``target``
+
+    return helper.path(host, disk.type) is not None
+
+
+def detach(host: Host, device: Device, attachment: Attachment) -> None:
+    """Take back what the journal has."""
+    if attachment.target == "file":
+        file.detach(host, device, attachment)
+    else:
+        target(attachment.target).detach(host, device, attachment)
+
+
 def detach_unrecorded(host: Host, disk: Disk, event: Event) -> None:
     """Take back what stock scripts, or nobody, attached for this backend."""
-    suffix = script_suffix(event) or (disk.type if disk.node is None else "")
-    known = DETACH_UNRECORDED.get(suffix)
-    if known is not None:
-        known(host, disk, event)
+    kind = script_suffix(event) or (disk.type if disk.node is None else "")
+    if kind in MODULES:
+        target(MODULES[kind]).detach_unrecorded(host, disk, event)
     elif disk.node is not None:
         file.detach_unrecorded(host, disk, event)
-    elif suffix not in PREPARE:
-        helper.detach_unrecorded(host, disk, event)
+    elif disk.physical_device is not None and disk.type != "phy":
+        target("helper").detach_unrecorded(host, disk, event)
 
 
 def script_suffix(event: Event) -> str:

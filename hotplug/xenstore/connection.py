@@ -314,12 +314,20 @@ class Connection:
         """
         from hotplug.xenstore.alarm import Alarm  # noqa: PLC0415 - select is only needed here
 
+        alarm = None
         with self._mutex:
-            if self._alarm is not None:
-                raise RuntimeError("this xenstore connection has a pump already")
-            self._alarm = alarm = None if self._broken else Alarm(self.transport.fileno())
+            if not self._broken:
+                if self._alarm is not None:
+                    raise RuntimeError("this xenstore connection has a pump already")
+                self._alarm = alarm = Alarm(self.transport.fileno())
+        if alarm is not None:
+            self._pump(alarm)
+        if not self._closed:
+            raise self._gone()
+
+    def _pump(self, alarm: Alarm) -> None:
         try:
-            while alarm is not None and self._stand_by(alarm):
+            while self._stand_by(alarm):
                 try:
                     self._receive(0)
                 finally:
@@ -328,10 +336,7 @@ class Connection:
         finally:
             with self._mutex:
                 self._alarm = None
-            if alarm is not None:
-                alarm.close()
-        if not self._closed:
-            raise self._gone()
+            alarm.close()
 
     def _stand_by(self, alarm: Alarm) -> bool:
         """Sleep until it is for the pump to read, then lead; False if the connection ended."""

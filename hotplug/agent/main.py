@@ -194,7 +194,11 @@ class Agent:
             self.udev = UdevSource()
             self._poll.register(self.udev.fileno(), select.EPOLLIN)
             self._add_waiting()
-        elif not self.config.udev and self.udev is not None:
+        elif not self.config.udev:
+            self._forget_udev()
+
+    def _forget_udev(self) -> None:
+        if self.udev is not None:
             self._poll.unregister(self.udev.fileno())
             self.udev = None
 
@@ -208,8 +212,9 @@ class Agent:
                     self._submit(event, self._settled(event))
         except udev.OverflowedError:
             self.logs.failure("xen-hotplug", "uevents were lost, every backend is looked at again")
+            self._forget_udev()
+            self._follow_udev()
             self._cold_start()
-            self._add_waiting()
 
     def _watch_store(self) -> None:
         self._store.watch(WATCH, TOKEN, self._changed)

@@ -3,15 +3,14 @@
 Linux facts: every xen-backend uevent carries XENBUS_PATH and XENBUS_TYPE
 (drivers/xen/xenbus/xenbus_probe_backend.c, backend_uevent). A vbd's ``add`` comes when the
 device is registered, in state 1 (Initialising), so the backend may have to be waited for until it
-is in state 2. When the socket's buffer overflows, receiving fails with ENOBUFS and events are
-lost: then everything is looked at again.
+is in state 2. When the socket's buffer overflows, events are lost and pyudev's ``poll`` raises an
+OSError, and does so for ever: only a new socket helps, and everything is looked at again.
 
 The kernel's own events are used, not udevd's: no rule has to run before a backend can be served.
 """
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
 import pyudev
@@ -29,7 +28,7 @@ SCRIPT = "/etc/xen/scripts/block"
 
 
 class OverflowedError(Exception):
-    """Events were lost."""
+    """Events were lost; this source is of no more use."""
 
 
 def event_for(properties: Mapping[str, str]) -> Event | None:
@@ -51,10 +50,10 @@ def event_for(properties: Mapping[str, str]) -> Event | None:
 class UdevSource:
     """The socket on which the kernel tells of its devices."""
 
-    def __init__(self, subsystem: str = SUBSYSTEM, source: str = "kernel") -> None:
-        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
+    def __init__(self, subsystem: str = SUBSYSTEM, receive_buffer: int = BUFFER) -> None:
+        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
         self._monitor.filter_by(subsystem)
-        self._monitor.set_receive_buffer_size(BUFFER)
+        self._monitor.set_receive_buffer_size(receive_buffer)
         self._monitor.start()
 
     def fileno(self) -> int:
@@ -66,9 +65,7 @@ class UdevSource:
             try:
                 device = self._monitor.poll(timeout=0)
             except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    raise OverflowedError from error
-                raise
+                raise OverflowedError from error
             if device is None:
                 return
             yield dict(device.properties)

@@ -241,3 +241,18 @@ def serve_a_driver_domain(place, tmp_path):
             wait_until(lambda b=backend: not b.exists, "the backend is deleted")
     finally:
         assert agent.stop() == 0
+
+
+def test_a_host_of_udev_serves_what_waits(runner, place, disk, status):
+    """Backends that were announced before anybody listened; switched on and off by SIGHUP."""
+    waiting, connected = disk("waiting.img"), disk("connected.img")
+    assert runner.add(connected).status == 0
+    place.configure(udev=True)
+    runner.agent.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: waiting.read("hotplug-status") == b"connected", "it is served")
+    assert status()["agent"]["sources"] == ["control", "udev"]
+    place.configure()
+    runner.agent.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: status()["agent"]["sources"] == ["control"], "it does not listen any more")
+    for backend in (waiting, connected):
+        assert runner.remove(backend).status == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -67,8 +68,7 @@ class Place:
             "scripts": str(self.scripts),
             **settings,
         }
-        lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
-                 for key, value in values.items()]  # fmt: skip
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         self.config.write_text("\n".join(lines) + "\n")
 
     def environment(self) -> dict[str, str]:

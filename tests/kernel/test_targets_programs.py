@@ -243,3 +243,22 @@ class TestHelper:
         with pytest.raises(HotplugError, match=f"^{path} add succeeded, but did not write"):
             world.add(device)
         assert "hotplug-status" not in world.keys(device)
+
+    def test_no_program_at_all(self, world, script):
+        path = script("echo a script without a first line\n")
+        device = world.disk(5, "some:thing", type="odd")
+        with pytest.raises(HotplugError, match=f"^{path} cannot be run: Exec format error"):
+            world.add(device)
+
+    def test_no_interpreter(self, world, script):
+        path = script("#!/no/such/interpreter\n")
+        device = world.disk(5, "some:thing", type="odd")
+        with pytest.raises(HotplugError, match=f"^{path} cannot add the disk: it is gone, or"):
+            world.add(device)
+
+
+def test_a_nul_in_params(world):
+    device = world.disk(5, "aio:/a\0b", kind="vbd3")
+    with pytest.raises(HotplugError, match=r"^tap-ctl cannot be run: embedded null byte"):
+        world.add(device, "block-tap")
+    assert taps(world) == ([], {})

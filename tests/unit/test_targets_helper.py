@@ -214,7 +214,7 @@ def test_killed_while_it_ran(world, script, device):
 def test_it_is_uninstalled(world, script, device, program):
     world.add(device)
     del world.others[str(program)]
-    with pytest.raises(HotplugError, match=f"^{program} is not there any more; it was to remove"):
+    with pytest.raises(HotplugError, match=f"^{program} cannot remove the disk: it is gone"):
         world.remove(device)
 
 

@@ -112,7 +112,7 @@ def perform(
 def execute(
     host: Host, deadline: Deadline, program: str, action: str, variables: Mapping[str, str]
 ) -> Finished:
-    missing = f"{program} is not there any more; it was to {action} the disk"
+    missing = f"{program} cannot {action} the disk: it is gone, or the interpreter that it names"
     return tool.run(host, deadline, (program, action), missing=missing, variables=variables)
 
 

@@ -66,8 +66,10 @@ def run(
         return host.programs.run(argv, deadline, variables)
     except FileNotFoundError as error:
         raise HotplugError(missing) from error
-    except PermissionError as error:
+    except OSError as error:
         raise HotplugError(f"{argv[0]} cannot be run: {error.strerror}") from error
+    except ValueError as error:  # a NUL: xenstore's values may have one, arguments may not
+        raise HotplugError(f"{argv[0]} cannot be run: {error}") from error
 
 
 def failure(what: str, finished: Finished) -> ToolError:

@@ -10,16 +10,20 @@ What is true of the socket (Xen 4.17 to 4.22, tools/xenstored/core.c):
   SO_RCVLOWAT lets the kernel wake us once, when as much is there as must come anyway;
 - it queues replies without limit and goes on reading, so it never waits for us.
 
-What is true of the device (Linux 5.8 to 7.0, drivers/xen/xenbus/xenbus_dev_frontend.c):
-- xenbus_file_write() acts on one message a write: bytes behind it are thrown away, so every
+What is true of the device (Linux 5.8 to 7.0, drivers/xen/xenbus/xenbus_dev_frontend.c; tried out
+on 6.1):
+- xenbus_file_write() acts on one message a write and throws away what is behind it, so every
   message is a write of its own. Header and payload together may have 4096 bytes, not the payload
   alone;
 - the payload is not copied: xenbus_dev_request_and_reply() queues a pointer into the descriptor's
-  only buffer (since Linux 4.11, commit fd8aa9095a95), and the next write overwrites it. A second
-  request may therefore be written only after the reply to the first: no pipelining at all;
-- a WATCH that xenstored refuses gets no reply: write() itself fails with the errno;
+  only buffer (since Linux 4.11, commit fd8aa9095a95), and the next write overwrites it. Of twenty
+  requests written without waiting a third get the answer to another one. So there is no
+  pipelining: a request is written when the reply to the one before is there;
+- a WATCH that xenstored refuses gets no reply: write() itself fails with the errno. An UNWATCH of
+  nothing succeeds;
 - the header of a WATCH_EVENT has arbitrary req_id and tx_id;
-- events pass through the xenwatch thread, replies do not: a reply may overtake an earlier event;
+- events pass through the xenwatch thread, which serves the kernel's drivers as well, and replies do
+  not: a reply may overtake the events before it. Events keep their order among themselves;
 - reading and writing at the same time works since it is a stream (Linux 5.1, commit 10dce8af3422).
 """
 

@@ -9,6 +9,9 @@ own, so that a thread of the test may hang in the kernel while another one relea
         fs.wait_until_hung()
         fs.release()            # and goes on
 
+A test that fails to release it must not stop every user of loop devices on the host (see
+hotplug/kernel/loop.py), so after LONGEST_HANG the server releases by itself.
+
 Killing the server (``fs.die()``) aborts the connection: what hangs then fails with ECONNABORTED,
 and every later call with ENOTCONN, as after the crash of a real one.
 """
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 FILE = "disk.img"
 PATIENCE = 10.0  # seconds until a test that waits for the server has failed
+LONGEST_HANG = 15.0  # seconds; no test wants a tenth of it
 
 # enum fuse_opcode
 LOOKUP, FORGET, GETATTR, SETATTR, OPEN, READ, WRITE, STATFS = 1, 2, 3, 4, 14, 15, 16, 17
@@ -148,6 +152,7 @@ class Server:
         self.cache = cache
         self.hanging = 0
         self.held: list[bytes] = []
+        self.hanging_until = 0.0
         self.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         self.operations = {
             LOOKUP: self.lookup,
@@ -174,8 +179,11 @@ class Server:
 
     def serve(self) -> None:
         while True:
-            ready, _, _ = select.select([self.device, 0], [], [])
-            if 0 in ready:
+            patience = self.hanging_until - time.monotonic() if self.hanging else None
+            ready, _, _ = select.select([self.device, 0], [], [], patience and max(patience, 0))
+            if not ready:
+                self.release()
+            elif 0 in ready:
                 words = sys.stdin.readline().split()
                 if not words:
                     return
@@ -187,7 +195,11 @@ class Server:
     def obey(self, words: list[str]) -> None:
         if words[0] == "hang":
             self.hanging = CAN_HANG[words[1]]
-            return
+            self.hanging_until = time.monotonic() + LONGEST_HANG
+        else:
+            self.release()
+
+    def release(self) -> None:
         self.hanging = 0
         held, self.held = self.held, []
         for request in held:

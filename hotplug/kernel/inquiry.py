@@ -23,7 +23,7 @@ from hotplug.kernel.mounts import filesystem_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-PATIENCE = 0.5  # seconds without progress; a healthy device answers within a millisecond
+PATIENCE = 1.0  # seconds without progress; a healthy device answers within a millisecond
 LIMIT = 5.0  # seconds for all answers together; 4,000 healthy devices take a tenth of one
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Batch(Generic[T]):
 
     def wait(self, patience: float, until: float) -> int | None:
         """Wait for the end, or until one number takes too long: its position."""
-        position = -1
+        position = 0
         while not self._over.wait(patience):
             if position == self._position or time.monotonic() > until:
                 self._given_up = True

@@ -10,12 +10,12 @@ reply behind it is handed out. Callbacks run in the reading thread. They must be
 the client, and may not take a lock that is held by somebody who waits for the client. One that
 raises breaks the connection, since whoever relies on it has missed an event.
 
-Knows messages, not what they are about: that is for ``requests`` and ``client``.
+Knows messages, not what they are about: that is for ``operations`` and ``client``.
 """
 
 from __future__ import annotations
 
-from _thread import allocate_lock  # what threading.Lock is, without importing threading
+from _thread import allocate_lock, get_ident  # threading's, without importing it
 from errno import EIO
 from time import monotonic
 
@@ -75,6 +75,7 @@ class Connection:
         # Of whoever reads.
         self._inbox = Inbox(messages(self._deliver))
         self._completed: list[Batch] = []  # since sleepers were last woken
+        self._calling = 0  # the thread that is in a callback
 
         self._mutex = allocate_lock()  # for what follows; never held while waiting
         self._next_id = 1
@@ -98,20 +99,16 @@ class Connection:
         """
         deadline = monotonic() + self.timeout
         batch = Batch(len(requests))
+        pipelines = self.transport.pipelines
+        window = WINDOW if pipelines else 1
         try:
-            if not requests:
-                pass
-            elif not self.transport.pipelines:
-                for index, request in enumerate(requests):
-                    self._take_turn(batch, index, request, transaction, deadline)
-            elif len(requests) <= WINDOW:
-                self._send(batch, 0, requests, transaction, deadline)
-                self.wait(batch, deadline)
-            else:
-                for start in range(0, len(requests), WINDOW):
-                    part = requests[start : start + WINDOW]
+            for start in range(0, len(requests), window):
+                part = requests[start : start + window]
+                if pipelines:
                     self._send(batch, start, part, transaction, deadline)
                     self.wait(batch, deadline)
+                else:
+                    self._take_turn(batch, start, part[0], transaction, deadline)
         except TimeoutError:
             kind, payload = requests[0]
             path = payload.partition(b"\0")[0].decode()
@@ -206,7 +203,9 @@ class Connection:
             path, token = watch_event(payload)
             callback = self.callbacks.get(token)
             if callback is not None:  # an event may cross our UNWATCH
+                self._calling = get_ident()
                 callback(path, token.decode("utf-8", "surrogateescape"))
+                self._calling = 0
             return
         batch = self._pending.pop(req_id, None)
         if batch is None:
@@ -275,6 +274,8 @@ class Connection:
 
     def _sleep(self, batch: Batch, deadline: float) -> None:
         """Wait until woken or out of time. Called, and left, with the mutex."""
+        if self._calling == get_ident():
+            raise RuntimeError("a watch callback may not call the xenstore client")
         batch.wake = lock = allocate_lock()
         lock.acquire()
         self._sleepers[batch] = None

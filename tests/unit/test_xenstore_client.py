@@ -304,6 +304,14 @@ def test_a_callback_that_raises_breaks_the_connection(client, peer):
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+def test_a_callback_that_calls_the_client_is_told_at_once(client, peer):
+    peer.answer(1, b"OK\0", protocol.WATCH)
+    client.watch("w", "t", lambda *_: client.read("a"))
+    peer.event("w", "t")
+    with pytest.raises(StoreConnectionError, match="a watch callback may not call"):
+        client.read("a")
+
+
 def test_a_watch_that_is_refused_leaves_nothing(client, peer):
     peer.refuse(1, "EACCES")
     with pytest.raises(PermissionError):

@@ -21,7 +21,7 @@ SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
 # Debian packages. xen-utils stands for the xen-utils-VERSION of the release.
 BUILD_PACKAGES = gcc libc6-dev python3 python3-venv
 DEMO_PACKAGES = libudev1 mount util-linux xen-utils xen-utils-common xenstore-utils
-TEST_PACKAGES = $(DEMO_PACKAGES) e2fsprogs iproute2 procps strace systemd
+TEST_PACKAGES = $(DEMO_PACKAGES) e2fsprogs iproute2 nbdkit procps strace systemd
 
 .PHONY: help
 help:  ## list what there is to do

@@ -11,10 +11,9 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotplug.errors import HotplugError, UsageError
+from hotplug.errors import HotplugError
 from hotplug.events import Action, Event
 from hotplug.handlers import table
-from hotplug.handlers.targets import drbd
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
@@ -93,8 +92,7 @@ def fail(
 def report(store: Snapshot, event: Event, error: HotplugError, *, retract: bool) -> None:
     """Write a failure, unless the backend is gone."""
     base = event.device.path
-    frontend, state = store.read_many([f"{base}/frontend-id", f"{base}/state"])
-    if frontend is None and state is None:
+    if store.read_many([base]) == [None]:
         return
     text = os.fsencode(str(error))[:MAX_TEXT]
     changes = [Write(f"{base}/{key}", None) for key in RETRACTED if retract]
@@ -113,6 +111,10 @@ def failed(logs: Logs, script: str, error: HotplugError) -> Outcome:
 
 def probe(host: Host, invocation: Invocation, deadline: EventDeadline) -> Outcome:
     """block-drbd-probe: no backend, only an exit status."""
+    from hotplug.handlers.targets import drbd  # noqa: PLC0415 - only Remus asks
+
     if len(invocation.argv) < 2:
-        return Outcome(2, str(UsageError("block-drbd-probe: the device to look at is missing")))
-    return Outcome(drbd.probe(host.programs, deadline, invocation.argv[1]))
+        return Outcome(2, f"{invocation.script}: the device to look at is missing")
+    device = invocation.argv[1]
+    status = drbd.probe(host.programs, deadline, device)
+    return Outcome(status, drbd.explain(device, status))

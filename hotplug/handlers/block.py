@@ -77,11 +77,11 @@ def is_done(disk: Disk) -> bool:
 def connect(store: Snapshot, disk: Disk, attached: Attached) -> None:
     """Write the device and ``connected``, if the backend still waits for it."""
     base = disk.device.path
-    guards = [f"{base}/state", f"{base}/frontend-id", f"{base}/physical-device"]
+    guards = [base, f"{base}/state", f"{base}/physical-device"]
     changes = [Write(f"{base}/{key}", value) for key, value in attached.keys.items()]
     changes += [Write(f"{base}/hotplug-status", CONNECTED), Write(f"{base}/hotplug-error", None)]
-    state, frontend, physical = store.read_and_apply(guards, changes)
-    if state is None and frontend is None:
+    there, state, physical = store.read_and_apply(guards, changes)
+    if there is None:
         raise BackendGoneError(f"{base} was removed while its disk was being attached")
     if attached.written is None or state not in STARTED:
         refuse_state(disk.device, state)
@@ -116,9 +116,9 @@ def reclaim(host: Host, event: Event) -> None:
 
 def is_wanted(host: Host, device: Device) -> bool:
     """Whether a backend is there and was given its device."""
-    keys = ("frontend-id", "physical-device", "hotplug-status")
-    frontend, physical, status = host.store.read_many([f"{device.path}/{key}" for key in keys])
-    return frontend is not None and (physical is not None or status == CONNECTED)
+    keys = ("physical-device", "hotplug-status")
+    physical, status = host.store.read_many([f"{device.path}/{key}" for key in keys])
+    return physical is not None or status == CONNECTED
 
 
 def take_back(host: Host, device: Device, entry: Entry) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INIT_WAIT = b"2"  # XenbusStateInitWait: the backend waits to be told its device
 CONNECTED = b"connected"
 KEYS = (
+    "",  # the backend itself: whether it is there
     "type",
     "params",
     "mode",
@@ -71,20 +72,18 @@ class Disk:
     @classmethod
     def read(cls, store: Store, device: Device) -> Disk:
         """Read a backend in one round trip. MissingKeyError names a key that is not there."""
-        base = device.path
-        values = dict(zip(KEYS, store.read_many([f"{base}/{key}" for key in KEYS]), strict=True))
-        if all(values[key] is None for key in ("params", "frontend-id", "state")):
-            raise BackendGoneError(f"there is no backend {base}; was the device removed?")
+        values = keys_of(store, device)
+        if values[""] is None:
+            raise BackendGoneError(f"there is no backend {device}; was the device removed?")
         for key in ("params", "mode", "frontend-id"):
             if not values[key]:
-                raise missing(f"{base}/{key}", values[key])
+                raise missing(f"{device}/{key}", values[key])
         return cls.parse(device, values)
 
     @classmethod
     def read_rest(cls, store: Store, device: Device) -> Disk:
         """What is left of a backend that is going away; absent keys read as empty."""
-        values = store.read_many([f"{device.path}/{key}" for key in KEYS])
-        return cls.parse(device, dict(zip(KEYS, values, strict=True)))
+        return cls.parse(device, keys_of(store, device))
 
     @classmethod
     def parse(cls, device: Device, values: Mapping[str, bytes | None]) -> Disk:
@@ -104,6 +103,12 @@ class Disk:
             status=values["hotplug-status"],
             node=values["node"],
         )
+
+
+def keys_of(store: Store, device: Device) -> dict[str, bytes | None]:
+    base = device.path
+    paths = [f"{base}/{key}" if key else base for key in KEYS]
+    return dict(zip(KEYS, store.read_many(paths), strict=True))
 
 
 def missing(path: str, value: bytes | None) -> MissingKeyError:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from hotplug.errors import HotplugError
 from hotplug.events import Action
 from hotplug.handlers.disk import CONNECTED
-from hotplug.handlers.targets import helper, tool
 
 if TYPE_CHECKING:
     from hotplug.events import Event
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 def run(host: Host, event: Event) -> None:
     """Run a script with its action as the only argument."""
+    from hotplug.handlers.targets import helper, tool  # noqa: PLC0415 - few disks name one
+
     if event.action is Action.ADD and is_connected(host, event):
         return  # looked at twice while it waited
     if not os.path.isabs(event.script):

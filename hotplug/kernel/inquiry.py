@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from hotplug.kernel import loop_sysfs
-from hotplug.kernel.mounts import filesystem_of
+from hotplug.kernel.mounts import finder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,8 +61,9 @@ class Inquiry(Generic[T]):
         self._hanging = {n: thread for n, thread in self._hanging.items() if thread.is_alive()}
         if not self._hanging:
             return list(numbers)
-        dead = {filesystem(number) for number in self._hanging} - {None}
-        return [n for n in numbers if n not in self._hanging and filesystem(n) not in dead]
+        find = finder()
+        dead = {filesystem(number, find) for number in self._hanging} - {None}
+        return [n for n in numbers if n not in self._hanging and filesystem(n, find) not in dead]
 
 
 class Batch(Generic[T]):
@@ -93,16 +94,18 @@ class Batch(Generic[T]):
 
     def wait(self, patience: float, until: float) -> int | None:
         """Wait for the end, or until one number takes too long: its position."""
-        position = 0
-        while not self._over.wait(patience):
-            if position == self._position or time.monotonic() > until:
+        position, since = 0, time.monotonic()
+        while not self._over.wait(patience / 8):
+            now = time.monotonic()
+            if position != self._position:
+                position, since = self._position, now
+            if now - since >= patience or now > until:
                 self._given_up = True
                 return self._position
-            position = self._position
         return None
 
 
-def filesystem(number: int) -> int | None:
+def filesystem(number: int, find: Callable[[str], int | None]) -> int | None:
     """Where the file behind a loop device seems to lie, as ``st_dev``; asks no file system."""
     path = loop_sysfs.backing_name(number)
-    return filesystem_of(path) if path is not None else None
+    return find(path) if path is not None else None

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hotplug.kernel import loop_sysfs
 from hotplug.kernel.inquiry import PATIENCE, Inquiry, filesystem
+from hotplug.kernel.mounts import finder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -247,7 +248,7 @@ def refuse_to_guess(number: int, backing: FileId) -> None:
     """OSError if a device that does not answer lies where the file does, or anywhere."""
     if not loop_sysfs.is_bound(number):
         return
-    where = filesystem(number)
+    where = filesystem(number, finder())
     if where is None or where == backing.device:
         raise OSError(
             errno.ETIMEDOUT,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotplug.ports import Mount, Number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 MOUNTINFO = "/proc/self/mountinfo"
 ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -115,17 +115,21 @@ class KernelMounts:
         self._file.close()
 
 
-def filesystem_of(path: str) -> int | None:
-    """Where a path leads to, as ``st_dev``, without asking that file system.
+def finder() -> Callable[[str], int | None]:
+    """Tells where paths lead to now, as ``st_dev``, without asking those file systems.
 
     Exact for file systems with one device number, which those of the network have.
     """
     with open(MOUNTINFO, "rb", buffering=0) as file:
-        content = file.readall()
-    where = os.fsencode(path)
-    found: Line | None = None
-    for line in parse(content):
-        covers = where == line.point or where.startswith(line.point.rstrip(b"/") + b"/")
-        if covers and (found is None or len(line.point) >= len(found.point)):
-            found = line
-    return os.makedev(found.number.major, found.number.minor) if found is not None else None
+        lines = list(parse(file.readall()))
+
+    def find(path: str) -> int | None:
+        where = os.fsencode(path)
+        found: Line | None = None
+        for line in lines:
+            covers = where == line.point or where.startswith(line.point.rstrip(b"/") + b"/")
+            if covers and (found is None or len(line.point) >= len(found.point)):
+                found = line
+        return os.makedev(found.number.major, found.number.minor) if found is not None else None
+
+    return find

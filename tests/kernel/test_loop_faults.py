@@ -24,7 +24,7 @@ from hotplug.ports import FileId, LoopOptions
 PLAIN = LoopOptions()
 REFERENCE = b"test:vbd.1.51712"
 AT_ONCE = PATIENCE / 2
-SOON = 3 * PATIENCE
+SOON = 2 * PATIENCE
 
 
 @pytest.fixture(params=[True, False], ids=["watching", "scanning"])

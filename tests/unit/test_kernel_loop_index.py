@@ -101,7 +101,7 @@ def loop(number, file):
 
 def watch(kernel, monkeypatch, *, events=True):
     monkeypatch.setattr(loop_index, "loop_sysfs", kernel)
-    monkeypatch.setattr(loop_index, "filesystem", lambda _: FILES[0].device)
+    monkeypatch.setattr(loop_index, "filesystem", lambda _number, _find: FILES[0].device)
     return LoopIndex(kernel.ask, kernel if events else None, announced=kernel.announces)
 
 
@@ -246,7 +246,7 @@ def test_a_device_that_does_not_answer_lies_elsewhere(monkeypatch):
     kernel.bind(2, FILES[0])
     kernel.silent.add(1)
     index = watch(kernel, monkeypatch)
-    monkeypatch.setattr(loop_index, "filesystem", lambda _: 2)
+    monkeypatch.setattr(loop_index, "filesystem", lambda _number, _find: 2)
     assert index.candidates(FILES[0]) == {2}
 
 

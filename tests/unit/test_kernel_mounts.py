@@ -95,17 +95,17 @@ def test_a_source_that_is_no_block_device():
 def test_the_file_system_of_a_path(monkeypatch, tmp_path, path, number):
     (tmp_path / "mountinfo").write_bytes(ROOT + PROC + READ_ONLY)
     monkeypatch.setattr(mounts, "MOUNTINFO", str(tmp_path / "mountinfo"))
-    assert mounts.filesystem_of(path) == os.makedev(*number)
+    assert mounts.finder()(path) == os.makedev(*number)
 
 
 def test_what_was_mounted_last_hides_the_rest(monkeypatch, tmp_path):
     over = b"40 30 8:1 / /mnt/a rw - ext4 /dev/sda1 rw\n"
     (tmp_path / "mountinfo").write_bytes(ROOT + READ_ONLY + over)
     monkeypatch.setattr(mounts, "MOUNTINFO", str(tmp_path / "mountinfo"))
-    assert mounts.filesystem_of("/mnt/a/x") == os.makedev(8, 1)
+    assert mounts.finder()("/mnt/a/x") == os.makedev(8, 1)
 
 
 def test_a_path_of_nowhere(monkeypatch, tmp_path):
     (tmp_path / "mountinfo").write_bytes(PROC)
     monkeypatch.setattr(mounts, "MOUNTINFO", str(tmp_path / "mountinfo"))
-    assert mounts.filesystem_of("/srv/a") is None
+    assert mounts.finder()("/srv/a") is None

@@ -4,8 +4,8 @@ import pytest
 
 from hotplug.errors import UsageError
 from hotplug.events import Action, Device
-from hotplug.sources import udev, watches
 from hotplug.invocation import Invocation
+from hotplug.sources import udev, watches
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,7 @@ def test_the_sentences():
         "Device /dev/x is mounted in a guest domain,\nand so cannot be mounted now."
     )
     assert str(busy(prefix, Mode.WRITE, User.LOCAL)) == (
-        "Device /dev/x is mounted in the privileged domain,\n"
-        "and so cannot be mounted by a guest."
+        "Device /dev/x is mounted in the privileged domain,\nand so cannot be mounted by a guest."
     )
     assert str(busy(prefix, Mode.READ, User.GUEST)) == (
         "Device /dev/x is mounted read-write in a guest domain,\n"

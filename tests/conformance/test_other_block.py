@@ -7,7 +7,7 @@ import os
 
 import pytest
 from harness.lines import F_FRESH, F, K
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 # tap-ctl of blktap 3 (Xen 4.19+): one line a call is noted, the state is a directory of minors.
@@ -85,33 +85,30 @@ def test_tap_vbd3_keys(fresh_runner, guest, image, tmp_path):
     disk.delete()
 
 
-# Backends as nobody should write them: every key may be missing, empty or wrong.
-KEYS = st.fixed_dictionaries(
-    {},
-    optional={
-        "params": st.sampled_from(
-            [
-                "{file}",
-                "{device}",
-                "{readonly}",
-                "",
-                "/nowhere",
-                "/dev/null",
-                "{file}/x",
-                "x:y",
-                "/",
-            ]
-        ),
-        "mode": st.sampled_from(["r", "w", "w!", "", "rw", "x", "\\", "ü"]),
-        "state": st.sampled_from(["2", "2", "2", "1", "4", "6", "", "two"]),
-        "frontend-id": st.sampled_from(["{domid}", "{domid}", "", "x", "99999", "-1"]),
-        "type": st.sampled_from(["phy", "phy", "file", "", "tap", "nonsense", "../../bin/true"]),
-        "physical-device": st.sampled_from(["{number}", "", "nonsense", "7:fffff"]),
-        "hotplug-status": st.sampled_from(["", "error", "busy", "connected"]),
-        "hotplug-error": st.just("an old error"),
-        "node": st.sampled_from(["", "/dev/loop9999", "/dev/null", "nonsense"]),
-    },
-)
+# Backends as nobody should write them: up to three keys of a good one are changed, or missing.
+GOOD = {
+    "frontend-id": "{domid}",
+    "params": "{file}",
+    "mode": "w",
+    "state": "2",
+    "type": "phy",
+}
+CHANGES = {
+    "params": ["{device}", "{readonly}", "{file}/x", "", "/none", "/dev/zero", "x:y", "/", None],
+    "mode": ["r", "w!", "", "rw", "x", "\\", "ü", None],
+    "state": ["1", "4", "6", "", "two", None],
+    "frontend-id": ["", "x", "99999", "-1", None],
+    "type": ["file", "", "tap", "nonsense", "../../bin/true", None],
+    "physical-device": ["{number}", "", "nonsense", "7:fffff"],
+    "hotplug-status": ["", "error", "busy", "connected"],
+    "hotplug-error": ["an old error"],
+    "node": ["", "/dev/loop9999", "/dev/null", "nonsense"],
+}
+KEYS = st.lists(
+    st.sampled_from([(key, value) for key, values in CHANGES.items() for value in values]),
+    max_size=3,
+    unique_by=lambda change: change[0],
+).map(lambda changes: {**GOOD, **dict(changes)})
 
 
 @pytest.fixture
@@ -128,18 +125,20 @@ def targets(image, block_device):
 
 
 def odd_disk(guest, targets, keys):
-    """A backend with exactly these keys."""
+    """A backend with these keys."""
     owner = guest()
     known = {**targets, "domid": owner.domid}
-    values = {key: value.format(**known) if "{" in value else value for key, value in keys.items()}
-    plain = dict.fromkeys(["frontend-id", "state", "type"])
-    return owner.disk(None, None, keys={**plain, **values})
+    values = {
+        key: value.format(**known) if value and "{" in value else value
+        for key, value in keys.items()
+    }
+    return owner.disk(None, None, keys=values)
 
 
 def examples(runner):
     """How often: a one-shot run costs an interpreter."""
     return settings(
-        max_examples=60 if runner.kind == "agent" else 15,
+        max_examples=150 if runner.kind == "agent" else 25,
         deadline=None,
         database=None,
         derandomize=True,
@@ -155,6 +154,10 @@ def explore(runner, guest, targets, holds):
 
     @examples(runner)
     @given(keys=KEYS)
+    @example(keys={**GOOD, "params": "/none"})  # stock: connected, and no text (D01)
+    @example(keys={**GOOD, "frontend-id": None, "state": None})  # is there a backend at all?
+    @example(keys={**GOOD, "physical-device": "", "hotplug-status": "connected"})
+    @example(keys={**GOOD, "physical-device": "nonsense", "hotplug-status": "connected"})
     def run(keys):
         disk = odd_disk(guest, targets, keys)
         for action in ("add", "remove"):

@@ -20,6 +20,7 @@ from hotplug.errors import HotplugError, UsageError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import block as block_handlers
 from hotplug.invocation import Invocation
+from hotplug.kernel.loop import KernelLoops
 
 if TYPE_CHECKING:
     import argparse
@@ -178,6 +179,7 @@ def status(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
     elif told is None:
         print(f"No agent serves {settings.rundir}; scripts do their work themselves (one-shot).")
+        print_loops(facts)
         print_locks(facts)
     else:
         print_status(facts)
@@ -195,6 +197,12 @@ def describe(settings: config.Config, told: Mapping[str, object] | None) -> dict
             times = process.cpu_times()
             facts["memory_mib"] = round(process.memory_info().rss / 2**20, 1)
             facts["cpu_s"] = round(times.user + times.system, 2)
+    mark = host.instance(settings.rundir).encode() + b":"
+    loops = KernelLoops().all()
+    facts["loops"] = {
+        "bound": len(loops),
+        "ours": sum(loop.reference.startswith(mark) for loop in loops),
+    }
     facts["locks"] = [
         {"lock": path, "pid": pid, "process": name_of(pid)}
         for path, pid in disks.lock_holders(settings.rundir)
@@ -221,6 +229,7 @@ def print_status(facts: Mapping[str, object]) -> None:
     print(f"sources   {', '.join(told['sources'])}")
     print(f"events    {events['finished']} done, {events['failed']} of them failed")
     print(f"attached  {told['attached']} disks")
+    print_loops(facts)
     print(f"memory    {facts['memory_mib']} MiB, CPU {facts['cpu_s']} s, {told['workers']} workers")
     if not told["queue"]:
         print("queue     empty")
@@ -228,6 +237,12 @@ def print_status(facts: Mapping[str, object]) -> None:
         state = "given up, hangs" if job["given_up"] else job["doing"]
         print(f"queue     {job['event']}: {state}, {job['age_s']} s")
     print_locks(facts)
+
+
+def print_loops(facts: Mapping[str, object]) -> None:
+    loops = facts["loops"]
+    if isinstance(loops, dict):
+        print(f"loops     {loops['ours']} of the {loops['bound']} bound loop devices are ours")
 
 
 def print_locks(facts: Mapping[str, object]) -> None:

@@ -164,11 +164,14 @@ def test_status(runner, command, status, disk, place):
     assert facts["agent"]["attached"] == 1
     assert facts["agent"]["sources"] == ["control"]
     assert 5 < facts["memory_mib"] < 80
+    assert facts["loops"]["ours"] == 1
+    assert facts["loops"]["bound"] >= 1
     assert facts["locks"] == []
     code, out, _ = command("status")
     assert code == 0
     assert f"pid {runner.agent.pid}" in out
     assert "queue     empty" in out
+    assert "loops     1 of the" in out
     assert runner.remove(backend).status == 0
 
 

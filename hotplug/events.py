@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # A domid fits 16 bits; a devid is a 32-bit device number or a small handle.
 BACKEND = re.compile(
-    r"(?P<base>.*?)/*(?P<kind>[a-z][a-z0-9_]*)/+(?P<domid>\d{1,5})/+(?P<devid>\d{1,10})/*"
+    r"(?:(?P<base>.*?)/+)?(?P<kind>[a-z][a-z0-9_]*)/+(?P<domid>\d{1,5})/+(?P<devid>\d{1,10})/*"
 )
 
 
@@ -53,13 +53,13 @@ class Device:
             raise UsageError(
                 f"'{path}' is not a backend path; it should look like backend/vbd/5/51712"
             )
-        return cls(match["kind"], int(match["domid"]), int(match["devid"]), match["base"])
+        return cls(match["kind"], int(match["domid"]), int(match["devid"]), match["base"] or "")
 
     @property
     def path(self) -> str:
         """The backend directory, spelled as it was given."""
         where = f"{self.kind}/{self.domid}/{self.devid}"
-        return f"{self.base}/{where}" if self.base or not where else where
+        return f"{self.base}/{where}" if self.base else where
 
     @property
     def key(self) -> str:

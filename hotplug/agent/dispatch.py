@@ -66,11 +66,22 @@ def run(
         if deadline.was_taken:
             return Outcome(error.exit_code)  # whoever took it has answered
         return fail(host, logs, event, error, deadline)
+    except OSError as error:
+        if deadline.was_taken:
+            return Outcome(1)
+        return fail(host, logs, event, HotplugError(sentence(event, error)), deadline)
     except Exception as error:  # noqa: BLE001 - whatever it is, the toolstack gets an answer
         logs.traceback(event.script)
         bug = HotplugError(f"{event.action} failed: {type(error).__name__}: {error}")
         return fail(host, logs, event, bug, deadline)
     return DONE
+
+
+def sentence(event: Event, error: OSError) -> str:
+    """What the system refused, for people: the object and the problem, no errno."""
+    problem = error.strerror or str(error)
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return f"{event.action} failed: {where}{problem}"
 
 
 def fail(

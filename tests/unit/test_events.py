@@ -24,7 +24,16 @@ def test_a_path_is_kept_as_given(path, base):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "vbd", "backend/vbd/5", "backend/vbd/x/51712", "backend/vbd/5/51712/state", "a b"]
+    "path",
+    [
+        "",
+        "vbd",
+        "backend/vbd/5",
+        "backend/vbd/x/51712",
+        "backend/vbd/5/51712/state",
+        "a b",
+        "x-vbd/5/6",
+    ],
 )
 def test_other_paths_are_refused(path):
     with pytest.raises(UsageError, match="is not a backend path"):

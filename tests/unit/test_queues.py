@@ -11,6 +11,13 @@ from hotplug.agent.queues import Job, Queues
 from hotplug.errors import AbandonedError, DeadlineError
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr("hotplug.agent.queues.GRACE", 0.001)
+    monkeypatch.setattr("hotplug.agent.queues.LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("hotplug.agent.queues.STARVED", 0.002)
+
+
 class Bench:
     """Queues, and what came of the jobs."""
 

@@ -114,14 +114,15 @@ class LoopIndex:
         with self._mutex:
             self._look_around()
             doubtful = self._doubtful - self._attaching.keys()
-        answers = self._settle(doubtful) if doubtful else {}
-        for number in doubtful - answers.keys():
-            refuse_to_guess(number, backing)
-        # What was answered just now counts even if the device has changed again since.
-        found = {n for n, binding in answers.items() if binding and binding.loop.backing == backing}
-        with self._mutex:
-            found |= self._by_file.get(backing, set())
-            return found.union(n for n, file in self._attaching.items() if file == backing)
+            found = set(self._by_file.get(backing, ()))
+            found.update(n for n, file in self._attaching.items() if file == backing)
+        if doubtful:
+            answers = self._settle(doubtful)
+            for number in doubtful - answers.keys():
+                refuse_to_guess(number, backing)
+            # What was answered counts even if the device has changed again since.
+            found.update(n for n, b in answers.items() if b and b.loop.backing == backing)
+        return found
 
     def all(self) -> list[Loop]:
         """Every bound device, as it is now; of those that do not answer what we know for sure."""

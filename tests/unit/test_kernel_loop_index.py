@@ -195,6 +195,23 @@ def test_what_we_are_binding_counts_already_and_is_not_asked(monkeypatch):
         assert kernel.asked == []
 
 
+def test_we_are_done_with_binding_while_another_device_is_asked(monkeypatch):
+    """And there was an event of ours meanwhile, so that what it is bound to is in doubt again."""
+    kernel = Kernel()
+    index = watch(kernel, monkeypatch)
+    kernel.bind(2, FILES[1])
+    binding = index.attaching(1, FILES[0])
+    binding.__enter__()
+    kernel.bind(1, FILES[0])
+
+    def ask(number):
+        binding.__exit__(None, None, None)
+        return Binding(kernel.devices[number], None)
+
+    index._inquiry._ask = ask
+    assert index.candidates(FILES[0]) == {1}
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_an_answer_that_is_older_than_a_change_is_not_believed(monkeypatch, lost):
     kernel = Kernel()

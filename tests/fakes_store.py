@@ -247,6 +247,8 @@ class FakeStore:
         """Let the watches of ``path`` see a change; for @releaseDomain and the like."""
         self._fire([(path, False)])
 
+    reads_are_barriers = True
+
     def barrier(self) -> None:
         with self._operation():
             pass

@@ -6,16 +6,19 @@ Functions over a ``Connection`` and a transaction's number, shared by ``client``
 
 from __future__ import annotations
 
+from contextlib import suppress
 from errno import E2BIG, EACCES, EAGAIN, ENOENT, ENOSYS, EPERM
 
 from hotplug.xenstore.errors import ProtocolError, refused
 from hotplug.xenstore.paths import encode
 from hotplug.xenstore.protocol import (
+    ABORT,
     DIRECTORY,
     DIRECTORY_PART,
     NO_TRANSACTION,
     READ,
     RM,
+    START,
     VERBS,
     WRITE,
     directory_part,
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 
 ABSENT = (ENOENT,)
 ABSENT_OR_FORBIDDEN = (ENOENT, EACCES, EPERM)
-RESTARTS = 16  # a listing takes a millisecond or so; who changes it this often never stops
+RESTARTS = 8  # a listing takes a millisecond or so, and few nodes change that often
 LISTING_MAX = 1 << 24  # bytes of names; a domain may own a thousand nodes, domain 0 any number
 
 
@@ -61,6 +64,11 @@ def ask_unless_absent(connection: Connection, kind: int, payload: bytes, path: s
     if reply is None and batch.refusals[0] != ENOENT:
         raise refused(batch.refusals[0], VERBS[kind], path)
     return reply
+
+
+def start(connection: Connection) -> int:
+    """Start a transaction; its number."""
+    return int(ask(connection, *START, path="").rstrip(b"\0"))
 
 
 def fit(connection: Connection, payload: bytes, path: str) -> bytes:
@@ -128,28 +136,44 @@ def directory_many(
 def _large_directory(connection: Connection, transaction: int, path: str) -> list[str] | None:
     """List in parts; from the start again if the node changed in between."""
     for _ in range(RESTARTS):
-        parts: list[bytes] = []
-        size = 0
-        generation = None
-        while True:
-            payload = b"%s%d\0" % (encode(path), size)
-            batch = connection.exchange(((DIRECTORY_PART, payload),), transaction)
-            reply = batch.replies[0]
-            if reply is None:
-                number = batch.refusals[0]
-                if number == ENOENT:
-                    return None
-                # A daemon without DIRECTORY_PART (before Xen 4.9) cannot do better than this.
-                raise refused(E2BIG if number == ENOSYS else number, VERBS[DIRECTORY], path)
-            current, part = directory_part(reply)
-            if generation not in (None, current):
-                break
-            generation = current
-            parts.append(part)
-            size += len(part)
-            if part == b"\0" or part.endswith(b"\0\0"):
-                return names(b"".join(parts)[:-1])
-            if not part or size > LISTING_MAX:
-                raise ProtocolError(f"the list of the children of {path} does not end")
-    text = f"changed {RESTARTS} times while xenstore listed it; try again when it is quieter"
-    raise OSError(EAGAIN, text, path)
+        with suppress(_ChangedError):
+            return _parts(connection, transaction, path)
+    if transaction:
+        raise OSError(EAGAIN, f"changed {RESTARTS} times while xenstore listed it", path)
+    # In a transaction nobody can change it. Not at once, since that is dearer for the daemon.
+    number = start(connection)
+    try:
+        return _large_directory(connection, number, path)
+    finally:
+        with suppress(OSError):
+            connection.exchange((ABORT,), number)
+
+
+class _ChangedError(Exception):
+    """What was listed so far does not fit what comes now."""
+
+
+def _parts(connection: Connection, transaction: int, path: str) -> list[str] | None:
+    parts: list[bytes] = []
+    size = 0
+    generation = None
+    while True:
+        payload = b"%s%d\0" % (encode(path), size)
+        batch = connection.exchange(((DIRECTORY_PART, payload),), transaction)
+        reply = batch.replies[0]
+        if reply is None:
+            number = batch.refusals[0]
+            if number == ENOENT:
+                return None
+            # A daemon without DIRECTORY_PART (before Xen 4.9) cannot do better than this.
+            raise refused(E2BIG if number == ENOSYS else number, VERBS[DIRECTORY], path)
+        current, part = directory_part(reply)
+        if generation not in (None, current):
+            raise _ChangedError
+        generation = current
+        parts.append(part)
+        size += len(part)
+        if part == b"\0" or part.endswith(b"\0\0"):
+            return names(b"".join(parts)[:-1])
+        if not part or size > LISTING_MAX:
+            raise ProtocolError(f"the list of the children of {path} does not end")

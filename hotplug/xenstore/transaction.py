@@ -13,7 +13,7 @@ from errno import EAGAIN
 
 from hotplug.xenstore import operations
 from hotplug.xenstore.errors import refused
-from hotplug.xenstore.protocol import ABORT, COMMIT, START, TRANSACTION_END, VERBS
+from hotplug.xenstore.protocol import ABORT, COMMIT, TRANSACTION_END, VERBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Transaction:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._number = int(operations.ask(connection, *START, path="").rstrip(b"\0"))
+        self._number = operations.start(connection)
 
     def read(self, path: str) -> bytes | None:
         return self.read_many((path,))[0]

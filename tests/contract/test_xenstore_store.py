@@ -308,6 +308,14 @@ def events(store):
     return []
 
 
+def test_a_read_is_a_barrier(store, other, events):
+    assert store.reads_are_barriers
+    store.watch("w", "token", lambda path, _: events.append(path))
+    other.write("w/a", b"1")
+    store.read("anything")
+    assert events == ["w", "w/a"]
+
+
 def test_a_watch_is_called_at_once_and_for_every_change_below(store, other, events):
     store.watch("w", "token", lambda *event: events.append(event))
     store.barrier()

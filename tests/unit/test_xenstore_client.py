@@ -16,6 +16,7 @@ from hotplug.xenstore import protocol
 from hotplug.xenstore.client import Client
 from hotplug.xenstore.connection import Connection
 from hotplug.xenstore.errors import ProtocolError, StoreConnectionError
+from hotplug.xenstore.operations import RESTARTS
 from hotplug.xenstore.protocol import HEADER, Inbox, messages
 from hotplug.xenstore.transaction import Write
 from hotplug.xenstore.transport import SocketTransport
@@ -450,11 +451,20 @@ def test_a_list_whose_node_goes_away(client, script):
     assert client.directory("large") is None
 
 
-def test_a_list_that_never_rests_is_given_up(client, script):
-    script.plan = [no("E2BIG"), *(part(number, b"a\0") for number in range(100))]
-    with pytest.raises(OSError, match="changed 16 times") as caught:
+def test_a_list_that_never_rests_is_read_in_a_transaction(client, script):
+    restless = [part(number, b"a\0") for number in range(2 * RESTARTS)]
+    script.plan = [no("E2BIG"), *restless, STARTED, part(7, b"a\0"), part(7, b"b\0\0"), OK]
+    assert client.directory("large") == ["a", "b"]
+    assert script.requests[-1] == (protocol.TRANSACTION_END, b"F\0")
+
+
+def test_a_list_that_does_not_even_rest_there_is_given_up(client, script):
+    restless = [part(number, b"a\0") for number in range(2 * RESTARTS)]
+    script.plan = [no("E2BIG"), *restless, STARTED, *restless, OK]
+    with pytest.raises(OSError, match="changed 8 times") as caught:
         client.directory("large")
     assert (caught.value.errno, caught.value.filename) == (errno.EAGAIN, "large")
+    assert script.requests[-1] == (protocol.TRANSACTION_END, b"F\0")
 
 
 def test_a_list_that_never_ends_is_a_fault(client, script):

@@ -10,6 +10,8 @@ it still holds the flock.
   own descriptor is not inherited.
 - The process that /proc/locks names is the flock(1) that a script ran and that is long gone. The
   descriptors of the living tell better: /proc/PID/fdinfo/FD says whether it holds a lock.
+- A stock script that released the lock has removed the file but keeps the flock until it ends.
+  So who waits also watches the path.
 - A signal could end a blocking flock, but only in the main thread. So we poll.
 """
 
@@ -74,20 +76,26 @@ class LockFiles:
 
     def _claim(self, path: str, deadline: Deadline, started: float) -> int:
         """Take the lock among processes; the descriptor that holds it."""
-        pause = FIRST_PAUSE
         while True:
             fd = self._open(path)
             try:
-                while not try_flock(fd):
-                    refuse_late(path, deadline, started)
-                    time.sleep(min(pause, deadline.remaining()))
-                    pause = min(pause * 1.5, LONGEST_PAUSE)
-                if is_at(fd, path):
+                if self._wait_for(fd, path, deadline, started):
                     return fd
             except BaseException:
                 os.close(fd)
                 raise
             os.close(fd)
+
+    def _wait_for(self, fd: int, path: str, deadline: Deadline, started: float) -> bool:
+        """Wait for the flock; False if the file is no more the lock, so that we start again."""
+        pause = FIRST_PAUSE
+        while not try_flock(fd):
+            refuse_late(path, deadline, started)
+            time.sleep(min(pause, deadline.remaining()))
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+            if not is_at(fd, path):
+                return False
+        return is_at(fd, path)
 
     def _open(self, path: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC

@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 import stat
 import sys
 import threading
@@ -269,7 +268,7 @@ class KernelLoops:
                 except OSError as error:
                     if error.errno not in LOST_RACE or error.filename == backing.name:
                         raise
-            time.sleep(random.uniform(0, min(PAUSE, attempt / 1000)))  # noqa: S311 - no secret
+            time.sleep(min(PAUSE, attempt / 1000) * os.urandom(1)[0] / 255)
         raise OSError(errno.EBUSY, f"lost {ATTEMPTS} races for a free loop device", CONTROL)
 
     def get(self, number: int) -> Loop | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 MOUNTINFO = "/proc/self/mountinfo"
+SEVERAL_NUMBERS = (b"btrfs", b"overlay", b"bcachefs")  # one for each subvolume or layer
 ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -37,6 +38,7 @@ class Line(NamedTuple):
 
     number: Number  # of the superblock
     point: bytes
+    kind: bytes  # of file system
     source: bytes
     read_only: bool  # the superblock
 
@@ -45,11 +47,12 @@ def parse(content: bytes) -> Iterator[Line]:
     """Read mountinfo."""
     for line in content.split(b"\n")[:-1]:  # not splitlines(): a name may contain \r
         fields = line.split(b" ")
-        _type, source, options = fields[fields.index(b"-", 6) + 1 :]  # after the optional fields
+        kind, source, options = fields[fields.index(b"-", 6) + 1 :]  # after the optional fields
         major, _, minor = fields[2].partition(b":")
         yield Line(
             Number(int(major), int(minor)),
             unescape(fields[4]),
+            kind,
             unescape(source),
             options.partition(b",")[0] == b"ro",
         )
@@ -118,7 +121,7 @@ class KernelMounts:
 def finder() -> Callable[[str], int | None]:
     """Tells where paths lead to now, as ``st_dev``, without asking those file systems.
 
-    Exact for file systems with one device number, which those of the network have.
+    None if a path leads nowhere or to a file system whose files have other device numbers.
     """
     with open(MOUNTINFO, "rb", buffering=0) as file:
         lines = list(parse(file.readall()))
@@ -130,6 +133,8 @@ def finder() -> Callable[[str], int | None]:
             covers = where == line.point or where.startswith(line.point.rstrip(b"/") + b"/")
             if covers and (found is None or len(line.point) >= len(found.point)):
                 found = line
-        return os.makedev(found.number.major, found.number.minor) if found is not None else None
+        if found is None or found.kind in SEVERAL_NUMBERS:
+            return None
+        return os.makedev(found.number.major, found.number.minor)
 
     return find

@@ -23,7 +23,7 @@ def only(content):
 
 def test_a_line():
     line = only(ROOT)
-    assert line == mounts.Line(Number(253, 0), b"/", b"/dev/vda1", read_only=False)
+    assert line == mounts.Line(Number(253, 0), b"/", b"ext4", b"/dev/vda1", read_only=False)
 
 
 def test_optional_fields_may_be_missing_or_many():
@@ -103,6 +103,15 @@ def test_what_was_mounted_last_hides_the_rest(monkeypatch, tmp_path):
     (tmp_path / "mountinfo").write_bytes(ROOT + READ_ONLY + over)
     monkeypatch.setattr(mounts, "MOUNTINFO", str(tmp_path / "mountinfo"))
     assert mounts.finder()("/mnt/a/x") == os.makedev(8, 1)
+
+
+@pytest.mark.parametrize("kind", [b"btrfs", b"overlay"])
+def test_a_file_system_with_several_device_numbers(monkeypatch, tmp_path, kind):
+    mount = b"40 24 0:40 / /mnt/a rw - %s none rw\n" % kind
+    (tmp_path / "mountinfo").write_bytes(ROOT + mount)
+    monkeypatch.setattr(mounts, "MOUNTINFO", str(tmp_path / "mountinfo"))
+    assert mounts.finder()("/mnt/a/x") is None
+    assert mounts.finder()("/mnt/b") == os.makedev(253, 0)
 
 
 def test_a_path_of_nowhere(monkeypatch, tmp_path):

@@ -1,0 +1,163 @@
+"""Fixtures of the fault tests: a place, ways to run scripts in it, disks, and steps."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import subprocess
+
+import pytest
+from harness import leaks, loops, promises
+from harness.guests import Guest
+from harness.locks import wait_until
+from harness.place import place_behind_proxy
+from harness.run import Runner
+from harness.scenario import AskingRunner, Scenario, renew
+from harness.steps import Steps
+
+_names = itertools.count(1)
+
+
+@pytest.fixture
+def place_and_proxy():
+    with place_behind_proxy() as both:
+        yield both
+
+
+@pytest.fixture
+def place(place_and_proxy):
+    """A place whose runs reach the store through ``proxy``."""
+    return place_and_proxy[0]
+
+
+@pytest.fixture
+def proxy(place_and_proxy):
+    return place_and_proxy[1]
+
+
+@pytest.fixture
+def agent(place):
+    """Drop-ins with an agent, which a test may kill."""
+    runner = Runner("agent", place)
+    runner.start_agent()
+    yield runner
+    end(runner)
+
+
+@pytest.fixture
+def oneshot(place):
+    """Drop-ins that find no agent, unless the test has one running."""
+    runner = Runner("oneshot", place)
+    yield runner
+    end(runner)
+
+
+def attach(file):
+    """losetup asks for a free device and then binds it: others may be faster."""
+    for _ in range(20):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return loops.attach(file)
+    raise OSError(errno.EBUSY, "losetup lost every race for a loop device", str(file))
+
+
+def end(runner):
+    runner.end_all()
+    if runner.agent is not None and runner.agent.process.poll() is None:
+        assert runner.agent.stop() == 0
+
+
+@pytest.fixture
+def steps(place):
+    with Steps(place.directory) as made:
+        yield made
+
+
+@pytest.fixture
+def asking_agent(place, steps):
+    runner = AskingRunner("agent", place, steps=steps)
+    runner.start_agent()
+    yield runner
+    end(runner)
+
+
+@pytest.fixture
+def asking_oneshot(place, steps):
+    runner = AskingRunner("oneshot", place, steps=steps)
+    yield runner
+    end(runner)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Where images are."""
+    directory = tmp_path / "files"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def file_disk(place, files):
+    """Make guests with a disk in a file."""
+
+    def make(mode="w", file=None):
+        file = file or loops.make_file(files / f"disk{next(_names)}.img")
+        return Guest(place.store).disk(str(file), mode)
+
+    return make
+
+
+@pytest.fixture
+def phy_disk(place, tmp_path):
+    """Make guests that read a block device: a loop device that the test attaches."""
+    device = attach(loops.make_file(tmp_path / "device.img"))
+    yield lambda mode="r": Guest(place.store).disk(device, mode)
+    loops.detach(device)
+
+
+@pytest.fixture(params=["add a file", "add a device", "remove a file"])
+def scenario(request, steps):
+    action, _, what = request.param.split()
+    disk = "file_disk" if what == "file" else "phy_disk"
+    return Scenario(action, request.getfixturevalue(disk), steps)
+
+
+@pytest.fixture
+def holds(place, files):
+    """Refuse a broken promise; what is being tidied up gets the time for it, if ``settled``."""
+
+    def check(*backends, settled=False):
+        assert promises.broken(place, backends, files) == []
+        if settled:
+            wait_until(
+                lambda: not promises.unsettled(place, backends, files),
+                "everything is tidied up",
+                explain=lambda: "; ".join(promises.unsettled(place, backends, files)),
+            )
+
+    return check
+
+
+@pytest.fixture
+def goes_on(place, files, holds):
+    """After a fault: the next add succeeds, and remove leaves nothing."""
+
+    def check(runner, *backends):
+        holds()
+        place.block_lock.unlink(missing_ok=True)  # who is killed leaves the file, but not held
+        for backend in backends:
+            if backend.read("state") != b"2":
+                renew(backend)
+            added = runner.add(backend)
+            assert added.status == 0, added
+            assert backend.read("hotplug-status") == b"connected"
+        holds(*backends, settled=True)
+        for backend in backends:
+            removed = runner.remove(backend)
+            assert removed.status == 0, removed
+        leaks.refuse(place, files, runner.agent)
+        for backend in backends:
+            backend.delete()
+        assert runner.faults == []
+
+    return check

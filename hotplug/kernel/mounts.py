@@ -47,13 +47,13 @@ def parse(content: bytes) -> Iterator[Line]:
     """Read mountinfo."""
     for line in content.split(b"\n")[:-1]:  # not splitlines(): a name may contain \r
         fields = line.split(b" ")
-        kind, source, options = fields[fields.index(b"-", 6) + 1 :]  # after the optional fields
+        kind, *source, options = fields[fields.index(b"-", 6) + 1 :]  # after the optional fields
         major, _, minor = fields[2].partition(b":")
         yield Line(
             Number(int(major), int(minor)),
             unescape(fields[4]),
             kind,
-            unescape(source),
+            unescape(b" ".join(source)),
             options.partition(b",")[0] == b"ro",
         )
 

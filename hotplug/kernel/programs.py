@@ -3,13 +3,16 @@
 - Each gets a session of its own, so that at the deadline it dies with all its children.
 - It is over when the program itself ends. A daemon that it left behind may hold our pipes open
   for ever, and lives on: tapdisk must.
-- subprocess starts it with vfork, so that no thread's locks are copied, as long as no function
-  is to run in the child.
+- subprocess starts it with vfork, as long as no function is to run in the child, and keeps
+  Python's global lock until the child's execve() is done. So a program on a dead mount, or a
+  PATH that leads over one, would stop all threads. We look for the program first: that hangs too,
+  but alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -44,6 +47,16 @@ def environment(
     return env | dict(variables or {})
 
 
+def find(name: str, path: str) -> str:
+    """The file of a program; FileNotFoundError if there is none."""
+    folders = path.split(":") if "/" not in name else [""]
+    for candidate in (f"{folder}/{name}" if folder else name for folder in folders):
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+    number = errno.ENOENT if "/" not in name or not os.path.exists(name) else errno.EACCES
+    raise OSError(number, os.strerror(number), name)
+
+
 class HostPrograms:
     """Programs of this host."""
 
@@ -56,13 +69,16 @@ class HostPrograms:
         import subprocess  # noqa: PLC0415 - 8 ms, and most events run no program
 
         started = time.monotonic()
+        env = environment(variables)
+        executable = find(argv[0], env["PATH"])
         deadline.check()
         process = subprocess.Popen(
             list(argv),
+            executable=executable,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(variables),
+            env=env,
             start_new_session=True,
             bufsize=0,
         )

@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hangfs
 import pytest
 from fakes_kernel import FakeDeadline
 from harness.locks import wait_until
@@ -72,8 +74,23 @@ def test_no_such_program():
 
 def test_a_program_without_permission(tmp_path):
     (tmp_path / "script").write_text("#!/bin/sh\n")
-    with pytest.raises(PermissionError):
-        RUN([str(tmp_path / "script")], FakeDeadline())
+    for path in (tmp_path / "script", tmp_path):
+        with pytest.raises(PermissionError) as failure:
+            RUN([str(path)], FakeDeadline())
+        assert failure.value.filename == str(path)
+
+
+def test_a_dead_mount_in_the_path_stops_nobody_else(tmp_path, monkeypatch):
+    with hangfs.mounted(tmp_path / "dead") as fs, ThreadPoolExecutor(1) as pool:
+        monkeypatch.setenv("PATH", str(fs.directory))
+        fs.hang("lookup")
+        started = time.monotonic()
+        running = pool.submit(RUN, ["no-such-program"], FakeDeadline())
+        fs.wait_until_hung()
+        assert not running.done()
+        assert time.monotonic() - started < hangfs.LONGEST_HANG / 2
+        fs.release()
+        assert isinstance(running.exception(), FileNotFoundError)
 
 
 def test_it_is_found_in_sbin(monkeypatch):

@@ -53,6 +53,11 @@ def test_an_odd_source():
     assert only(rb"9 1 0:40 / /m rw - btrfs /dev/my\040disk rw" + b"\n").source == b"/dev/my disk"
 
 
+def test_a_blank_that_a_file_system_did_not_escape():
+    line = only(b"9 1 0:40 / /m rw - odd //server/my share ro,x\n")
+    assert (line.kind, line.source, line.read_only) == (b"odd", b"//server/my share", True)
+
+
 def test_the_superblock_decides_what_is_read_only():
     assert mounts.table(READ_ONLY) == {Number(7, 3): [Mount(Number(7, 3), read_only=True)]}
     # A read-only bind mount of what is mounted read-write elsewhere, or was a moment ago.

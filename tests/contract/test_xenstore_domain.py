@@ -24,25 +24,9 @@ DOMID = 5
 HOME = f"/local/domain/{DOMID}"
 
 
-class WholeWords(Domain):
-    """A domain whose ring indexes are read and written as one word.
-
-    struct's pack_into() clears a word before it fills it. A daemon that looks just then sees an
-    index of 0, takes the ring for broken and ignores the domain for ever.
-    """
-
-    def _word(self, offset):
-        with memoryview(self._ring) as octets, octets.cast("I") as words:
-            return words[offset // 4]
-
-    def _set(self, offset, value):
-        with memoryview(self._ring) as octets, octets.cast("I") as words:
-            words[offset // 4] = value % (1 << 32)
-
-
 @pytest.fixture(scope="module")
 def domain(xenstored):
-    made = WholeWords(xenstored, DOMID)
+    made = Domain(xenstored, DOMID)
     with xenstore.connect(xenstored.socket) as client:
         client.set_permissions(f"{HOME}/domid", [Permission(0), Permission(DOMID, read=True)])
     yield made

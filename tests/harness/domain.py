@@ -177,11 +177,16 @@ class Domain:
                     HEADER.pack(kind, request, transaction, len(payload)) + payload
                 )
 
+    # The ring's indexes are read and written as one word each. struct's pack_into() clears a
+    # word before it fills it, and a daemon that looks just then ignores the domain for ever.
+
     def _word(self, offset: int) -> int:
-        return WORD.unpack_from(self._ring, offset)[0]
+        with memoryview(self._ring) as octets, octets.cast("I") as words:
+            return words[offset // 4]
 
     def _set(self, offset: int, value: int) -> None:
-        WORD.pack_into(self._ring, offset, value % (1 << 32))
+        with memoryview(self._ring) as octets, octets.cast("I") as words:
+            words[offset // 4] = value % (1 << 32)
 
 
 def _introduce(daemon: Daemon, domid: int) -> tuple[mmap.mmap, int, int]:

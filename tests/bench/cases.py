@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class Bench:
         return {
             "kernel": os.uname().release,
             "cpus": os.cpu_count() or 0,
+            "loop_devices": len(glob.glob("/sys/block/loop*")),  # stock's losetup -f looks at each
             "xenstored": find_daemon(),
             "rounds": self.rounds,
         }

@@ -2,8 +2,9 @@
 
 Figures come from the run alone. build/bench/events.json holds
 
-    machine              kernel, cpus, xenstored (the daemon that ran), rounds (per case; cases
-                         in which stock takes seconds have a quarter)
+    machine              kernel, cpus, loop_devices (stock takes longer the more there are),
+                         xenstored (the daemon that ran), rounds (per case; cases in which stock
+                         takes seconds have a quarter)
     cases                per case: {"stock": {"wall_ms": [...]}, "ours": {"wall_ms": [...]},
                          "ratio": median of stock / median of ours}; one wall_ms for each round
     processes_per_event  per case of one event: {"stock": n, "ours": n}, the toolstack's own
@@ -163,7 +164,11 @@ class Report:
         print_table(rows)
         agent = self.agent
         print(
-            f"\nThe agent: {agent.rss_mib:.1f} MiB resident after the run,"
+            f"\n{self.machine['cpus']} processors, {self.machine['loop_devices']} loop devices,"
+            f" Linux {self.machine['kernel']}, {self.machine['rounds']} rounds."
+        )
+        print(
+            f"The agent: {agent.rss_mib:.1f} MiB resident after the run,"
             f" {agent.cpu_ms_per_event:.2f} ms of CPU per event (over {agent.events} events)."
         )
         if self.repeated:

@@ -13,7 +13,7 @@ from harness import loops
 from harness.agent import is_alive
 from harness.guests import Backend
 from harness.lines import F_FRESH, F, K
-from harness.locks import held, wait_for_waiter, wait_until
+from harness.locks import forget, held, wait_for_waiter, wait_until
 
 LAUNCH_FROM_DELETED = ("sh", "-c", 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"')
 
@@ -319,6 +319,7 @@ def test_sigkill_then_remove(runner, guest, image):
         assert runner.remove(disk).status == 0
         assert loops.of(file) == []
         disk.delete()
+    forget(runner.place.block_lock)
 
 
 @F
@@ -368,6 +369,7 @@ def test_sigkill_of_the_agent(fresh_runner, guest, image, next_action):
     else:
         assert fresh_runner.remove(disk).status == 0
         assert loops.of(file) == []
+        forget(fresh_runner.place.block_lock)
 
 
 @pytest.mark.parametrize("fresh_runner", ["agent"], indirect=True)

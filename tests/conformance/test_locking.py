@@ -11,7 +11,7 @@ import time
 
 import pytest
 from harness.lines import F_FRESH, K_FRESH, F
-from harness.locks import held, users, wait_for_waiter, wait_until
+from harness.locks import held, is_held, users, wait_for_waiter, wait_until
 
 # What a third-party script does. The library is stock's own, the directory is the place's.
 STOCK = """
@@ -61,18 +61,6 @@ def test_lock_interoperates(fresh_runner, guest, block_device):
         # The lock was ours until our run was done with it.
         assert disk.read("hotplug-status") == b"connected"
     assert run.wait().status == 0
-
-
-def is_held(lock):
-    """Whether somebody has the lock right now."""
-    try:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 @F
@@ -172,14 +160,16 @@ def test_lock_on_a_stale_file_is_none(runner, guest, block_device):
     """92: the file was unlinked while we waited for it: the new one counts (contract 2.6)."""
     lock = runner.place.block_lock
     disk = guest().disk(block_device())
-    with open(lock, "wb") as stale:
+    with open(lock, "wb") as stale, held(lock.with_name("another")) as another:
         fcntl.flock(stale, fcntl.LOCK_EX)
         run = runner.start(disk, "add")
         wait_for_waiter(lock)
+        # At once, or the run could take the lock in between.
+        lock.with_name("another").rename(lock)
+        fcntl.flock(stale, fcntl.LOCK_UN)
+        wait_for_waiter(lock)
+        assert disk.read("hotplug-status") is None
+        assert not run.has_ended
         lock.unlink()
-        with held(lock):
-            fcntl.flock(stale, fcntl.LOCK_UN)
-            wait_for_waiter(lock)
-            assert disk.read("hotplug-status") is None
-            assert not run.has_ended
+        fcntl.flock(another, fcntl.LOCK_UN)
     assert run.wait().status == 0

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # <linux/loop.h>: struct loop_info64
 LOOP_GET_STATUS64 = 0x4C05
@@ -40,21 +35,6 @@ def binding(path: str) -> Binding | None:
         os.close(device)
     name = info[9].partition(b"\0")[0].decode(errors="replace")
     return Binding((info[0], info[1]), name, bool(info[8] & 1))
-
-
-def below(directory: Path) -> dict[str, str]:
-    """The loop devices whose files are, or were, in a directory: /dev/loopN and the file's name.
-
-    In one pass over names, because a host may have thousands of loop devices.
-    """
-    found = {}
-    for name in os.listdir("/sys/block"):
-        if name.startswith("loop"):
-            with contextlib.suppress(OSError), open(f"/sys/block/{name}/loop/backing_file") as file:
-                backing = file.read().rstrip("\n")
-                if backing.startswith(f"{directory}/"):
-                    found[f"/dev/{name}"] = backing
-    return found
 
 
 def identity(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -49,6 +49,24 @@ def held(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody has a lock right now."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def forget(path: Path) -> None:
+    """Remove the file that a killed holder has left on disk, as contract 2.6 allows."""
+    assert not is_held(path)
+    path.unlink(missing_ok=True)
+
+
 def users(path: Path) -> list[int]:
     """The processes other than this one that have the file of a lock open.
 

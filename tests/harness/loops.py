@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-MARGIN = 1 << 20
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SIZE = 1 << 20
 
 
-def make_file(path: Path, size: int = MARGIN, mode: int = 0o644) -> Path:
+def make_file(path: Path, size: int = SIZE, mode: int = 0o644) -> Path:
     """A sparse file to serve as a disk."""
     with open(path, "wb") as file:
         file.truncate(size)
@@ -40,39 +45,41 @@ class Bound:
         return f"{os.major(device):x}:{os.minor(device):x}"
 
 
-def bound() -> list[Bound]:
-    """Every bound loop device of this host, whoever bound it."""
+def below(directory: Path) -> list[Bound]:
+    """The loop devices whose files are, or were, in ``directory``."""
+    return _bound(lambda backing: backing.startswith(f"{directory}/"))
+
+
+def of(path: Path | str) -> list[Bound]:
+    """The loop devices of one file."""
+    return _bound(lambda backing: backing == str(path))
+
+
+def _bound(is_meant: Callable[[str], bool]) -> list[Bound]:
+    """Loop devices by their files, whoever bound them; there may be thousands of others."""
     found = []
-    for directory in Path("/sys/block").glob("loop*/loop"):
-        try:
-            found.append(_read(directory))
-        except (FileNotFoundError, OSError):
-            continue  # unbound while we looked
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop"):
+            with contextlib.suppress(OSError):  # unbound, or unbound while we looked
+                if is_meant(_word(name, "loop/backing_file")):
+                    found.append(_read(name))
     return found
 
 
-def _read(directory: Path) -> Bound:
-    def word(path: str) -> str:
-        return (directory / path).read_text(errors="surrogateescape").rstrip("\n")
-
+def _read(name: str) -> Bound:
     return Bound(
-        name=directory.parent.name,
-        backing=word("backing_file"),
-        offset=int(word("offset")),
-        read_only=word("../ro") == "1",
-        autoclear=word("autoclear") == "1",
-        direct_io=word("dio") == "1",
+        name=name,
+        backing=_word(name, "loop/backing_file"),
+        offset=int(_word(name, "loop/offset")),
+        read_only=_word(name, "ro") == "1",
+        autoclear=_word(name, "loop/autoclear") == "1",
+        direct_io=_word(name, "loop/dio") == "1",
     )
 
 
-def below(directory: Path) -> list[Bound]:
-    """The loop devices whose files are, or were, in ``directory``."""
-    return [loop for loop in bound() if loop.backing.startswith(f"{directory}/")]
-
-
-def of(path: Path) -> list[Bound]:
-    """The loop devices of one file."""
-    return [loop for loop in bound() if loop.backing == str(path)]
+def _word(name: str, attribute: str) -> str:
+    with open(f"/sys/block/{name}/{attribute}", errors="surrogateescape") as file:
+        return file.read().removesuffix("\n")
 
 
 def attach(file: Path, *options: str) -> str:

@@ -11,7 +11,8 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from harness.bindings import below, binding
+from harness import loops
+from harness.bindings import binding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,9 +41,9 @@ def unsettled(place: Place, backends: Iterable[Backend], files: Path) -> list[st
     nodes = {_key(b): b.read("node") for b in there if _has_device(b)}
     wanted = {key for key, node in nodes.items() if node is not None}
     left = [
-        f"{path} is bound to {file} and no backend names it"
-        for path, file in below(files).items()
-        if path.encode() not in nodes.values()
+        f"{loop.path} is bound to {loop.backing} and no backend names it"
+        for loop in loops.below(files)
+        if loop.path.encode() not in nodes.values()
     ]
     # An empty entry is nothing attached: somebody was killed who held it, or is at work.
     entries = {key for key, entry in _entries(place).items() if entry is not None}
@@ -101,10 +102,10 @@ def _torn_entries(place: Place) -> Iterator[str]:
 def _lost_loops(place: Place, backends: Iterable[Backend], files: Path) -> Iterator[str]:
     """Whoever comes next can tell for whom a loop device was bound."""
     known = {f":{key}" for key in _entries(place)} | {f":{_key(backend)}" for backend in backends}
-    for path, file in below(files).items():
-        bound = binding(path)
+    for loop in loops.below(files):
+        bound = binding(loop.path)
         if bound is not None and not any(bound.reference.endswith(key) for key in known):
-            yield f"{path}, bound to {file} as {bound.reference!r}, is forgotten"
+            yield f"{loop.path}, bound to {loop.backing} as {bound.reference!r}, is forgotten"
 
 
 def _entries(place: Place) -> dict[str, dict[str, object] | None]:

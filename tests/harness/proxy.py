@@ -6,6 +6,10 @@ import contextlib
 import os
 import socket
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Proxy:
@@ -17,6 +21,7 @@ class Proxy:
         self._target = target
         self._open = threading.Event()
         self._open.set()
+        self._mute = False
         self._ends: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self.up()
@@ -27,6 +32,10 @@ class Proxy:
 
     def resume(self) -> None:
         self._open.set()
+
+    def mute(self) -> None:
+        """Lose every answer from now on."""
+        self._mute = True
 
     def cut(self) -> None:
         """Break every connection there is."""
@@ -44,6 +53,7 @@ class Proxy:
 
     def up(self) -> None:
         """Be a store that has been started (again)."""
+        self._mute = False
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen(64)
@@ -72,16 +82,15 @@ class Proxy:
                     client.close()
                     continue
                 self._ends += [client, server]
-                self._start(self._copy, client, server, self._open)
-                self._start(self._copy, server, client, None)
+                self._start(self._copy, client, server, self._open.wait)
+                self._start(self._copy, server, client, lambda: not self._mute)
 
     @staticmethod
-    def _copy(source: socket.socket, sink: socket.socket, gate: threading.Event | None) -> None:
+    def _copy(source: socket.socket, sink: socket.socket, gate: Callable[[], object]) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if gate is not None:
-                    gate.wait()
-                sink.sendall(data)
+                if gate():
+                    sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -26,11 +26,15 @@ class AskingRunner(Runner):
     """A runner whose agent, or whose runs, ask."""
 
     steps: Steps | None = None
+    patience: float = 30.0  # seconds until a request to the store times out
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {**self.steps.variables, "STORE_PATIENCE": str(self.patience)}
 
     def start_agent(self, variables: Mapping[str, str] | None = None) -> Agent:
-        self.agent = agents.start(
-            self.place, self.steps.variables | (variables or {}), self.steps.launcher("agent")
-        )
+        launcher = self.steps.launcher("agent")
+        self.agent = agents.start(self.place, self.variables | (variables or {}), launcher)
         self.steps.meet()
         return self.agent
 
@@ -39,7 +43,7 @@ class AskingRunner(Runner):
         if self.kind == "agent":
             return self.start(backend, action)
         self.launcher = self.steps.launcher("oneshot")
-        run = self.start(backend, action, variables=self.steps.variables)
+        run = self.start(backend, action, variables=self.variables)
         self.launcher = ()
         self.steps.meet()
         return run
@@ -61,21 +65,26 @@ class Scenario:
             backend.close()
         return backend
 
-    def begin(self, runner: AskingRunner, number: int) -> tuple[str | None, Backend, Running]:
-        """Begin the event for a new backend, and let it go on to a step, the first is number 0.
-
-        The step before which it waits comes first, None if the event was over before.
-        """
+    def stop_before(self, runner: AskingRunner, name: str) -> tuple[Backend, Running]:
+        """Begin the event for a new backend, and let it go on to a step."""
         backend = self.ready(runner)
         with self.steps.armed():
             run = runner.begin(backend, self.action)
-            step = self.steps.walk(number)
-        return step, backend, run
+            while (step := self.steps.step()) != name:
+                assert step is not None, f"there is no {name} in this event"
+                self.steps.go()
+        return backend, run
 
     def walks(self, runner: AskingRunner) -> Iterator[tuple[str | None, Backend, Running]]:
-        """Begin the event again and again, and let it go one step farther each time."""
+        """Begin the event again and again, and let it go one step farther each time.
+
+        The step before which it waits comes first, None if the event is over.
+        """
         for number in itertools.count():
-            step, backend, run = self.begin(runner, number)
+            backend = self.ready(runner)
+            with self.steps.armed():
+                run = runner.begin(backend, self.action)
+                step = self.steps.walk(number)
             yield step, backend, run
             if step is None:
                 assert number > FEWEST_STEPS

@@ -27,15 +27,11 @@ LOOP_CTL_GET_FREE = 0x4C82
 def steal(control: int, backing: int) -> int:
     """Have a free loop device for a moment; how many were had, 0 if another was faster."""
     number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
-    device = os.open(f"/dev/loop{number}", os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with contextlib.suppress(OSError), open(f"/dev/loop{number}", "r+b", buffering=0) as device:
         fcntl.ioctl(device, LOOP_SET_FD, backing)
         fcntl.ioctl(device, LOOP_CLR_FD)
-    except OSError:
-        return 0
-    finally:
-        os.close(device)
-    return 1
+        return 1
+    return 0
 
 
 def main(path: str) -> None:

@@ -62,6 +62,7 @@ CONTROL = "/dev/loop-control"
 ATTEMPTS = 64  # at free devices; a competitor that wins them all binds hundreds a second
 PAUSE = 0.02  # seconds, the longest between two attempts
 SIBLING_WAIT = 0.1  # seconds that threads of ours wait for each other; a binding takes 1 ms
+RUNDOWN_WAIT = 0.5  # seconds for a device to be unbound; longer on a dead file system only
 NODE_WAIT = 2.0  # seconds for /dev/loopN to appear where udev or mdev makes the nodes
 
 ANNOUNCES_BINDING = (6, 15)  # commit e7bc0010ceb4; loop_index.py says more
@@ -98,12 +99,29 @@ def status(device: BinaryIO) -> Loop | None:
 def get(number: int) -> Loop | None:
     """What a loop device is bound to; None if it is free or does not exist."""
     try:
-        with open(f"/dev/loop{number}", "rb", buffering=0) as device:
+        with open_bound(number) as device:
             return status(device)
     except OSError as error:
         if error.errno not in NO_DEVICE or loop_sysfs.is_bound(number):
             raise
         return None
+
+
+def open_bound(number: int) -> BinaryIO:
+    """Open a loop device to look at it.
+
+    While the last close unbinds it, it cannot be opened (ENXIO) and still counts as bound; then
+    it is free, or somebody else's. So we wait for that, which takes milliseconds.
+    """
+    until = time.monotonic() + RUNDOWN_WAIT
+    while True:
+        try:
+            return open(f"/dev/loop{number}", "rb", buffering=0)
+        except OSError as error:
+            settled = error.errno != errno.ENXIO or not loop_sysfs.is_bound(number)
+            if settled or time.monotonic() > until:
+                raise
+        time.sleep(0.001)
 
 
 def open_node(number: int) -> BinaryIO:
@@ -284,7 +302,7 @@ class KernelLoops:
     def detach(self, number: int, *, only_if: Callable[[Loop], bool]) -> bool:
         """Unbind a loop device if it is still the one meant; False if it is not."""
         try:
-            with open(f"/dev/loop{number}", "rb", buffering=0) as device:
+            with open_bound(number) as device:
                 # First what we are sure of: it spares us asking a file system that may be dead.
                 loop = self._index.current(number) or status(device)
                 return loop is not None and only_if(loop) and unbind(device)

@@ -73,7 +73,10 @@ class Queues:
         self._workers = 0
         self._idle = 0
         self._last_taken = 0.0
+        self._waiting_since = 0.0
         self.finished = 0
+        for _ in range(USUAL_WORKERS):
+            self._add_worker()
 
     def submit(self, job: Job) -> None:
         with self._mutex:
@@ -89,9 +92,9 @@ class Queues:
 
     def _start(self, job: Job) -> None:
         job.running = True
+        if self._ready.empty():
+            self._waiting_since = time.monotonic()
         self._ready.put(job)
-        if self._idle < self._ready.qsize() and self._workers < USUAL_WORKERS:
-            self._add_worker()
 
     def _add_worker(self) -> None:
         self._workers += 1
@@ -141,7 +144,8 @@ class Queues:
         with self._mutex:
             late, next_end = self._late(now)
             starved = not self._ready.empty()
-            if starved and now - self._last_taken > STARVED and self._workers < MAX_WORKERS:
+            since = max(self._last_taken, self._waiting_since)
+            if starved and now - since > STARVED and self._workers < MAX_WORKERS:
                 self._add_worker()
         for job in late:
             self._expire(job)
@@ -171,6 +175,9 @@ class Queues:
         if not job.deadline.expire():
             if job.deadline.was_taken and job.running:
                 self._end(job)  # nobody waits for it and it hangs: let its device go on
+            elif time.monotonic() > job.deadline.end + GRACE + LAST_WORDS:
+                # The store hangs in the commit. What comes of it, it alone will know.
+                job.tell(late_outcome(job.deadline.error()))
             return
 
         error = job.deadline.error()
@@ -187,7 +194,7 @@ class Queues:
     def _answer_late(self, job: Job, error: HotplugError, report: threading.Thread) -> None:
         """The store may be what hangs: then the caller gets the sentence without it."""
         report.join(LAST_WORDS)
-        job.tell(Outcome(error.exit_code, str(error)))
+        job.tell(late_outcome(error))
         if job.running:
             self._end(job)
 
@@ -211,3 +218,8 @@ class Queues:
     @property
     def workers(self) -> int:
         return self._workers
+
+
+def late_outcome(error: HotplugError) -> Outcome:
+    """For the caller alone; the store does not get it."""
+    return Outcome(error.exit_code, str(error))

@@ -96,12 +96,16 @@ def bounded(
     """Wait for the work as long as the event may take."""
     worker, outcome = begin(task)
     worker.join(deadline.remaining() + GRACE)
-    while worker.is_alive() and not deadline.expire():
+    patience = LAST_WORDS
+    while worker.is_alive() and patience > 0 and not deadline.expire():
         worker.join(LOOK_AGAIN)  # it is writing to the store just now
-    if not deadline.was_taken:
-        worker.join()
-        return outcome[0] if outcome else Outcome(1, "xen-hotplug: a bug ended this run")
+        patience -= LOOK_AGAIN
     late = deadline.error()
+    if worker.is_alive() and not deadline.was_taken:
+        # The store hangs in the commit. What comes of it, it alone will know.
+        return Outcome(late.exit_code, str(late))
+    if not deadline.was_taken:
+        return outcome[0] if outcome else Outcome(1, "xen-hotplug: a bug ended this run")
     if invocation.is_probe:
         return Outcome(2, str(late))
     # The store may be what hangs; then the text on stderr has to do.

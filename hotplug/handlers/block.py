@@ -50,13 +50,12 @@ def add(host: Host, event: Event) -> None:
         undo = resources.enter_context(contextlib.ExitStack())
         host.deadline.check()
         attached = attach(entry, undo)
-        attached.verify()
         host.deadline.stage("waiting for the lock 'block'")
         with host.locks.hold("block", host.deadline):
+            host.deadline.stage("asking xenstore who else uses the disk")
             host.holders.refresh()
             attached.refuse_sharing()
-            with host.deadline.committing():
-                host.store.transaction(lambda store: connect(store, disk, attached))
+            commit(host, disk, attached, undo)
         attached.verify()
         undo.pop_all()
 
@@ -72,6 +71,29 @@ def is_done(disk: Disk) -> bool:
     return disk.physical_device is not None and (
         disk.status == CONNECTED or disk.state != INIT_WAIT
     )
+
+
+def commit(host: Host, disk: Disk, attached: Attached, undo: contextlib.ExitStack) -> None:
+    """Tell the guest where its disk is.
+
+    If the store breaks off or falls silent in the commit, nobody knows whether the guest was told:
+    the disk stays, the journal has it, and whoever comes next for this device asks the store.
+    """
+    told = False
+
+    def body(store: Snapshot) -> None:
+        nonlocal told
+        connect(store, disk, attached)
+        told = True
+
+    host.deadline.stage("writing to xenstore")
+    try:
+        with host.deadline.committing():
+            host.store.transaction(body)
+    except (ConnectionError, TimeoutError):
+        if told:
+            undo.pop_all()
+        raise
 
 
 def connect(store: Snapshot, disk: Disk, attached: Attached) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 INIT_WAIT = b"2"  # XenbusStateInitWait: the backend waits to be told its device
 CONNECTED = b"connected"
-KEYS = (
+WISHES = (
     "",  # the backend itself: whether it is there
     "type",
     "params",
@@ -31,9 +31,8 @@ KEYS = (
     "frontend-id",
     "state",
     "physical-device",
-    "hotplug-status",
-    "node",
 )
+ANSWERS = ("hotplug-status", "node")  # of use only where there is a device
 
 
 class Mode(enum.Enum):
@@ -71,8 +70,10 @@ class Disk:
 
     @classmethod
     def read(cls, store: Store, device: Device) -> Disk:
-        """Read a backend in one round trip. MissingKeyError names a key that is not there."""
-        values = keys_of(store, device)
+        """Read a backend. MissingKeyError names a key that is not there."""
+        values = keys_of(store, device, WISHES)
+        if values["physical-device"] is not None:
+            values |= keys_of(store, device, ANSWERS)
         if values[""] is None:
             raise BackendGoneError(f"there is no backend {device}; was the device removed?")
         for key in ("params", "mode", "frontend-id"):
@@ -83,7 +84,7 @@ class Disk:
     @classmethod
     def read_rest(cls, store: Store, device: Device) -> Disk:
         """What is left of a backend that is going away; absent keys read as empty."""
-        return cls.parse(device, keys_of(store, device))
+        return cls.parse(device, keys_of(store, device, WISHES + ANSWERS))
 
     @classmethod
     def parse(cls, device: Device, values: Mapping[str, bytes | None]) -> Disk:
@@ -100,15 +101,15 @@ class Disk:
             frontend=int(frontend),
             state=values["state"],
             physical_device=values["physical-device"],
-            status=values["hotplug-status"],
-            node=values["node"],
+            status=values.get("hotplug-status"),
+            node=values.get("node"),
         )
 
 
-def keys_of(store: Store, device: Device) -> dict[str, bytes | None]:
+def keys_of(store: Store, device: Device, keys: tuple[str, ...]) -> dict[str, bytes | None]:
     base = device.path
-    paths = [f"{base}/{key}" if key else base for key in KEYS]
-    return dict(zip(KEYS, store.read_many(paths), strict=True))
+    paths = [f"{base}/{key}" if key else base for key in keys]
+    return dict(zip(keys, store.read_many(paths), strict=True))
 
 
 def missing(path: str, value: bytes | None) -> MissingKeyError:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 
 from hotplug.kernel import loop_sysfs
 from hotplug.kernel.loop_abi import (
+    BLKGETDISKSEQ,
     BLKSSZGET,
     LO_FLAGS_AUTOCLEAR,
     LO_FLAGS_DIRECT_IO,
@@ -94,6 +95,15 @@ def status(device: BinaryIO) -> Loop | None:
         autoclear=bool(flags & LO_FLAGS_AUTOCLEAR),
         reference=name.partition(b"\0")[0],
     )
+
+
+def disk_sequence(device: BinaryIO) -> bytes | None:
+    """As sysfs spells it, and a twentieth of the time; None before Linux 5.15."""
+    try:
+        raw = ioctl(device, BLKGETDISKSEQ, bytes(8))
+    except OSError:
+        return None
+    return b"%d\n" % int.from_bytes(raw, sys.byteorder)
 
 
 def get(number: int) -> Loop | None:
@@ -320,7 +330,10 @@ class KernelLoops:
         return loop_sysfs.backing_name(number)
 
     def bound_to(self, backing: FileId) -> Sequence[Loop]:
-        """Every loop device bound to a file. OSError (ETIMEDOUT) if that cannot be told."""
+        """Every loop device bound to a file.
+
+        One that does not answer is missing; ``attach`` makes up for it.
+        """
         loops = map(self.get, sorted(self._index.candidates(backing)))
         return [loop for loop in loops if loop is not None and loop.backing == backing]
 
@@ -344,13 +357,22 @@ class KernelLoops:
                 raise
             try:
                 ticket = self._index.ticket(number)
-                sequence = loop_sysfs.disk_sequence(number)
+                sequence = disk_sequence(device)
                 loop = check_result(device, status(device), backing, file_id, options)
                 self._index.record(number, Binding(loop, sequence), ticket)
+                self._check_late(backing, file_id)
             except BaseException:
                 unbind(device)
                 raise
             return loop
+
+    def _check_late(self, backing: BinaryIO, file_id: FileId) -> None:
+        """OSError if ``bound_to`` missed a device because it did not answer at the time."""
+        late = self._index.found_too_late(file_id)
+        if late is not None:
+            raise OSError(
+                errno.ETXTBSY, f"is bound to /dev/loop{late}, which did not answer", backing.name
+            )
 
     @contextlib.contextmanager
     def _free_device(self) -> Iterator[int]:

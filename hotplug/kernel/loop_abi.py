@@ -59,3 +59,4 @@ LOOP_CTL_GET_FREE = 0x4C82
 
 LOOP_MAJOR = 7  # <linux/major.h>
 BLKSSZGET = 0x1268  # <linux/fs.h>
+BLKGETDISKSEQ = 0x80081280  # <linux/fs.h>, since Linux 5.15, commit 7957d93bf32b

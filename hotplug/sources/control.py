@@ -87,24 +87,21 @@ class ControlSource:
         return self._listener.fileno()
 
     def accept(self) -> None:
-        """Take all clients that knock."""
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError:
-                return  # out of descriptors: those that knock wait until some are free
-            client.setblocking(False)
-            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-            pid, uid, _ = CREDENTIALS.unpack(credentials)
-            connection = Connection(client, pid)
-            self._connections[client.fileno()] = (connection, client)
-            if uid != 0:
-                connection.answer(1, b"xen-hotplug: only root may ask for devices")
-                self._end(client.fileno())
-                continue
-            self._receive(connection, client, new=True)
+        """Take the next client that knocks; the loop comes back for the others."""
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return  # it went away, or we are out of descriptors: it waits until some are free
+        client.setblocking(False)
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        pid, uid, _ = CREDENTIALS.unpack(credentials)
+        connection = Connection(client, pid)
+        self._connections[client.fileno()] = (connection, client)
+        if uid != 0:
+            connection.answer(1, b"xen-hotplug: only root may ask for devices")
+            self._end(client.fileno())
+            return
+        self._receive(connection, client, new=True)
 
     def ready(self, descriptor: int, events: int) -> bool:
         """Something happened on a client's descriptor; False if it is none of ours."""

@@ -42,17 +42,24 @@ def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> A
             host, disk, backing, path, file_id, entry, undo
         )
 
+        refuse_replaced(located)
+
         def verify() -> None:
             now = host.loops.get(loop.number)
             if now is None or (now.backing, now.reference) != (file_id, loop.reference):
                 raise HotplugError(f"{loop.path} was taken away while {path} was being attached")
-            if not located.still_there():
-                raise HotplugError(f"{located.path} was replaced while it was being attached")
+            refuse_replaced(located)
 
         keys = device_keys(loop.path, str(loop.device_number))
         return Attached({"node": loop.path.encode(), **keys}, refuse_sharing, verify)
 
     return attach
+
+
+def refuse_replaced(located: Located) -> None:
+    """What we opened must still be what the path says. This may hang: not under a lock."""
+    if not located.still_there():
+        raise HotplugError(f"{located.path} was replaced while it was being attached")
 
 
 def half_done(host: Host, disk: Disk, file_id: FileId) -> Loop | None:

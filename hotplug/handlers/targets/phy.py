@@ -36,6 +36,7 @@ def prepare(host: Host, disk: Disk, located: Located) -> Attach:
         refuse_device(host, disk.device, disk.frontend, path, number, disk.mode)
 
     def attach(entry: Entry, undo: ExitStack) -> Attached:  # noqa: ARG001 - nothing is attached
+        verify()
         return Attached(device_keys(path, str(number)), refuse_sharing, verify)
 
     return attach

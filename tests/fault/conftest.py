@@ -115,6 +115,12 @@ def phy_disk(place, tmp_path):
     loops.detach(device)
 
 
+@pytest.fixture
+def file_scenario(steps, file_disk):
+    """The event with the most that can go wrong."""
+    return Scenario("add", file_disk, steps)
+
+
 @pytest.fixture(params=["add a file", "add a device", "remove a file"])
 def scenario(request, steps):
     action, _, what = request.param.split()

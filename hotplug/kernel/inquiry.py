@@ -2,12 +2,12 @@
 
 LOOP_GET_STATUS64 asks the backing file's file system for the inode's attributes (Linux 5.8,
 loop_get_status calls vfs_getattr without its mutex held): on a dead FUSE, NFS or CIFS mount it
-hangs, and only SIGKILL ends that. So a thread asks and we wait for as long as it makes progress.
-A thread that hangs is left behind; it costs a stack until the file system comes back.
+hangs, and only SIGKILL ends that. So a thread asks them, one after the other. If it stops making
+progress, each of the rest gets a thread of its own: one dead file system may carry hundreds of
+devices, and they shall not take their time one after the other.
 
-One dead file system may carry hundreds of devices. After the first one that hangs, the others
-that seem to lie on the same file system are not asked until it has answered. And slow answers of
-many devices must not add up: what LIMIT leaves over is asked the next time.
+A thread that hangs is left behind; it costs a stack until the file system comes back, and its
+device is not asked again before.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
-
-from hotplug.kernel import loop_sysfs
-from hotplug.kernel.mounts import finder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 PATIENCE = 1.0  # seconds without progress; a healthy device answers within a millisecond
-LIMIT = 5.0  # seconds for all answers together; 4,000 healthy devices take a tenth of one
+LIMIT = 5.0  # seconds for slow answers one after the other; 4,000 healthy ones take 0.1
 
 T = TypeVar("T")
 
@@ -41,71 +39,70 @@ class Inquiry(Generic[T]):
 
     def ask(self, numbers: Iterable[int]) -> dict[int, T]:
         """The answers of those that answer, in a bounded time."""
+        self._hanging = {n: thread for n, thread in self._hanging.items() if thread.is_alive()}
+        first = Batch(self._ask, [n for n in numbers if n not in self._hanging])
+        first.wait(self._patience)
+        rest = [Batch(self._ask, [number]) for number in first.give_up()]
+        until = time.monotonic() + self._patience
         answers: dict[int, T] = {}
-        until = time.monotonic() + LIMIT
-        left = self._answering(numbers)
-        while left and time.monotonic() < until:
-            batch = Batch(self._ask, left)
-            thread = threading.Thread(target=batch.run, name="loop-inquiry", daemon=True)
-            thread.start()
-            stuck = batch.wait(self._patience, until)
-            answers.update(batch.answers)
-            if stuck is None:
-                break
-            self._hanging[left[stuck]] = thread
-            left = self._answering(left[stuck + 1 :])
+        for batch in (first, *rest):
+            batch.over.wait(max(0.0, until - time.monotonic()) if rest else 0.0)
+            if (number := batch.current) is not None:
+                self._hanging[number] = batch.thread
+            answers |= batch.answers
         return answers
 
-    def _answering(self, numbers: Iterable[int]) -> list[int]:
-        """Without those that hang or that lie where something hangs."""
-        self._hanging = {n: thread for n, thread in self._hanging.items() if thread.is_alive()}
-        if not self._hanging:
-            return list(numbers)
-        find = finder()
-        dead = {filesystem(number, find) for number in self._hanging} - {None}
-        return [n for n in numbers if n not in self._hanging and filesystem(n, find) not in dead]
+    def wait_for(self, numbers: Iterable[int], seconds: float) -> None:
+        """Give devices that hang the time to answer at last."""
+        until = time.monotonic() + seconds
+        for thread in [self._hanging[number] for number in numbers if number in self._hanging]:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 class Batch(Generic[T]):
-    """Numbers that one thread asks one after the other."""
+    """Devices that a thread asks one after the other."""
 
-    __slots__ = ("_ask", "_given_up", "_numbers", "_over", "_position", "answers")
+    __slots__ = ("_ask", "_done", "_todo", "answers", "current", "over", "thread")
 
-    def __init__(self, ask: Callable[[int], T], numbers: list[int]) -> None:
+    def __init__(self, ask: Callable[[int], T], numbers: Iterable[int]) -> None:
         self._ask = ask
-        self._numbers = numbers
-        self._position = 0
-        self._given_up = False
-        self._over = threading.Event()
+        self._todo = deque(numbers)
+        self._done = 0
         self.answers: dict[int, T] = {}
+        self.current: int | None = None  # the device that is being asked
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="loop-inquiry", daemon=True)
+        self.thread.start()
 
-    def run(self) -> None:
+    def _run(self) -> None:
         try:
-            for number in self._numbers:
+            while (number := self._next()) is not None:
+                self.current = number
                 # ENOTCONN, ESTALE, EIO: a file system that says so is as dead as a silent one
                 with contextlib.suppress(OSError):
-                    answer = self._ask(number)
-                    if self._given_up:
-                        return  # the rest is being asked by another thread
-                    self.answers[number] = answer
-                self._position += 1
+                    self.answers[number] = self._ask(number)
+                self._done += 1
         finally:
-            self._over.set()
+            self.current = None
+            self.over.set()
 
-    def wait(self, patience: float, until: float) -> int | None:
-        """Wait for the end, or until one number takes too long: its position."""
-        position, since = 0, time.monotonic()
-        while not self._over.wait(patience / 8):
+    def _next(self) -> int | None:
+        try:
+            return self._todo.popleft()
+        except IndexError:
+            return None
+
+    def wait(self, patience: float) -> None:
+        """Wait for the end, or until one device takes too long, or all of them together."""
+        done, since = 0, time.monotonic()
+        until = since + LIMIT
+        while not self.over.wait(patience / 8):
             now = time.monotonic()
-            if position != self._position:
-                position, since = self._position, now
-            if now - since >= patience or now > until:
-                self._given_up = True
-                return self._position
-        return None
+            if done != self._done:
+                done, since = self._done, now
+            if now - since >= patience or now >= until:
+                return
 
-
-def filesystem(number: int, find: Callable[[str], int | None]) -> int | None:
-    """Where the file behind a loop device seems to lie, as ``st_dev``; asks no file system."""
-    path = loop_sysfs.backing_name(number)
-    return find(path) if path is not None else None
+    def give_up(self) -> list[int]:
+        """Ask no more; the devices that were not asked."""
+        return list(iter(self._next, None))

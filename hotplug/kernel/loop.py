@@ -371,7 +371,9 @@ class KernelLoops:
         late = self._index.found_too_late(file_id)
         if late is not None:
             raise OSError(
-                errno.ETXTBSY, f"is bound to /dev/loop{late}, which did not answer", backing.name
+                errno.EBUSY,
+                f"it is bound to /dev/loop{late} already, which did not answer before",
+                backing.name,
             )
 
     @contextlib.contextmanager

@@ -17,25 +17,32 @@ candidate again. So it must not happen that a binding goes unnoticed:
 - LOOP_SET_STATUS64 changes offset, reference and flags without an event, but not the file.
 - Events that were lost (ENOBUFS) leave nothing certain: all devices are looked at again.
 
+A device that does not answer lies on a dead file system. The file that we are asked about does
+not: it was opened a moment ago. Had that file system died just after, then the file could not be
+attached either before it is back, and then the silent device answers too: ``found_too_late``.
+
 The mutex is held for moments only, never while a device is asked: Inquiry says what can hang.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
+import time
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hotplug.kernel import loop_sysfs
-from hotplug.kernel.inquiry import PATIENCE, Inquiry, filesystem
-from hotplug.kernel.mounts import finder
+from hotplug.kernel.inquiry import PATIENCE, Inquiry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from hotplug.ports import FileId, Loop
+
+
+GRACE = 0.25  # seconds for a device to answer after its file system has
+LONGEST_EVENT = 60.0  # seconds; who was silent before the event began is not bound to its file
 
 
 class Events(Protocol):
@@ -77,6 +84,8 @@ class LoopIndex:
         "_mutex",
         "_scans",
         "_settling",
+        "_silent",
+        "_unsure",
     )
 
     def __init__(
@@ -103,26 +112,37 @@ class LoopIndex:
         self._doubtful: set[int] = set()  # bound, but to what?
         self._free: set[int] = set()
         self._changes: dict[int, int] = {}
+        self._silent: dict[int, float] = {}  # bound, but it does not answer: since when
+        self._unsure: dict[FileId, set[int]] = {}  # who was silent when this file was asked for
         self._scans = 0
         self._lost = True  # nothing is known yet
 
     def candidates(self, backing: FileId) -> set[int]:
-        """The devices that may be bound to a file; all that are, are among them.
-
-        OSError (ETIMEDOUT) if a device does not answer and may well be bound to this file.
-        """
+        """The devices that may be bound to a file; all that answer and are, are among them."""
         with self._mutex:
             self._look_around()
             doubtful = self._doubtful - self._attaching.keys()
             found = set(self._by_file.get(backing, ()))
             found.update(n for n, file in self._attaching.items() if file == backing)
-        if doubtful:
-            answers = self._settle(doubtful)
-            for number in doubtful - answers.keys():
-                refuse_to_guess(number, backing)
-            # What was answered counts even if the device has changed again since.
-            found.update(n for n, b in answers.items() if b and b.loop.backing == backing)
-        return found
+        # What is answered counts even if the device changes again meanwhile.
+        answers = self._settle(doubtful) if doubtful else {}
+        if doubtful or self._unsure:
+            self._note_silence(backing, doubtful - answers.keys())
+        return found.union(n for n, b in answers.items() if b and b.loop.backing == backing)
+
+    def found_too_late(self, backing: FileId) -> int | None:
+        """A device that did not answer when its file was asked for, and that is bound to it.
+
+        To be asked once the file's own file system has answered: now its devices do as well.
+        """
+        with self._mutex:
+            unsure = self._unsure.pop(backing, None)
+        if not unsure:
+            return None
+        with self._settling:
+            self._inquiry.wait_for(unsure, GRACE)
+        answers = self._settle(unsure)
+        return next((n for n, b in answers.items() if b and b.loop.backing == backing), None)
 
     def all(self) -> list[Loop]:
         """Every bound device, as it is now; of those that do not answer what we know for sure."""
@@ -180,10 +200,13 @@ class LoopIndex:
         if changed is None:
             self._lost = True
             self._scans += 1
+            if self._events is not None:
+                self._silent.clear()
             return
         for number in changed:
             self._changes[number] = self._changes.get(number, 0) + 1
             self._doubtful.add(number)
+            self._silent.pop(number, None)
 
     def _look_around(self) -> None:
         """Take the events and see in sysfs which of the devices they concern are bound."""
@@ -212,6 +235,7 @@ class LoopIndex:
             numbers.discard(number)
             if not numbers:
                 del self._by_file[former.loop.backing]
+        self._silent.pop(number, None)
         if binding is not None:
             self._bindings[number] = binding
             self._by_file.setdefault(binding.loop.backing, set()).add(number)
@@ -222,6 +246,15 @@ class LoopIndex:
             self._free.discard(number)
 
     # These take the mutex themselves.
+
+    def _note_silence(self, backing: FileId, silent: set[int]) -> None:
+        """Remember who did not answer a question and may do so when it is too late."""
+        now = time.monotonic()
+        with self._mutex:
+            self._unsure.pop(backing, None)
+            since = {number: self._silent.setdefault(number, now) for number in silent}
+            if unsure := {n for n, begin in since.items() if now - begin < LONGEST_EVENT}:
+                self._unsure[backing] = unsure
 
     def _settle(self, numbers: set[int], *, again: bool = False) -> dict[int, Binding | None]:
         """Ask devices. Those that do not answer are missing in the result.
@@ -243,16 +276,3 @@ def is_current(number: int, binding: Binding) -> bool:
     """Whether the binding is surely still the one that we know."""
     sequence = binding.sequence
     return sequence is not None and loop_sysfs.disk_sequence(number) == sequence
-
-
-def refuse_to_guess(number: int, backing: FileId) -> None:
-    """OSError if a device that does not answer lies where the file does, or anywhere."""
-    if not loop_sysfs.is_bound(number):
-        return
-    where = filesystem(number, finder())
-    if where is None or where == backing.device:
-        raise OSError(
-            errno.ETIMEDOUT,
-            "cannot tell which file it is bound to, because that file system does not answer",
-            f"/dev/loop{number}",
-        )

@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotplug.ports import Mount, Number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 MOUNTINFO = "/proc/self/mountinfo"
-SEVERAL_NUMBERS = (b"btrfs", b"overlay", b"bcachefs")  # one for each subvolume or layer
 ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -37,8 +36,6 @@ class Line(NamedTuple):
     """A line of mountinfo, as far as anybody here needs it."""
 
     number: Number  # of the superblock
-    point: bytes
-    kind: bytes  # of file system
     source: bytes
     read_only: bool  # the superblock
 
@@ -47,12 +44,10 @@ def parse(content: bytes) -> Iterator[Line]:
     """Read mountinfo."""
     for line in content.split(b"\n")[:-1]:  # not splitlines(): a name may contain \r
         fields = line.split(b" ")
-        kind, *source, options = fields[fields.index(b"-", 6) + 1 :]  # after the optional fields
+        _kind, *source, options = fields[fields.index(b"-", 6) + 1 :]  # after the optional fields
         major, _, minor = fields[2].partition(b":")
         yield Line(
             Number(int(major), int(minor)),
-            unescape(fields[4]),
-            kind,
             unescape(b" ".join(source)),
             options.partition(b",")[0] == b"ro",
         )
@@ -116,25 +111,3 @@ class KernelMounts:
 
     def close(self) -> None:
         self._file.close()
-
-
-def finder() -> Callable[[str], int | None]:
-    """Tells where paths lead to now, as ``st_dev``, without asking those file systems.
-
-    None if a path leads nowhere or to a file system whose files have other device numbers.
-    """
-    with open(MOUNTINFO, "rb", buffering=0) as file:
-        lines = list(parse(file.readall()))
-
-    def find(path: str) -> int | None:
-        where = os.fsencode(path)
-        found: Line | None = None
-        for line in lines:
-            covers = where == line.point or where.startswith(line.point.rstrip(b"/") + b"/")
-            if covers and (found is None or len(line.point) >= len(found.point)):
-                found = line
-        if found is None or found.kind in SEVERAL_NUMBERS:
-            return None
-        return os.makedev(found.number.major, found.number.minor)
-
-    return find

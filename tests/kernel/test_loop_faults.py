@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +18,21 @@ from harness import loops
 from harness.locks import wait_until
 
 from hotplug.kernel import loop as loop_module
-from hotplug.kernel.inquiry import PATIENCE
 from hotplug.kernel.loop import KernelLoops
 from hotplug.ports import FileId, LoopOptions
 
+TREE = Path(__file__).parents[2]
 PLAIN = LoopOptions()
 REFERENCE = b"test:vbd.1.51712"
+PATIENCE = 0.4  # seconds, instead of the real one
 AT_ONCE = PATIENCE / 2
-SOON = 2 * PATIENCE
+SOON = 2.5 * PATIENCE
 
 
 @pytest.fixture(params=[True, False], ids=["watching", "scanning"])
 def kernel(request):
     with contextlib.closing(KernelLoops(watch=request.param)) as loops_of_host:
+        loops_of_host._index._inquiry._patience = PATIENCE
         yield loops_of_host
 
 
@@ -58,13 +61,15 @@ def detach(kernel, loop):
 
 
 @contextlib.contextmanager
-def bound_by_another(path):
-    """A loop device that this process knows nothing of."""
-    device = loops.attach(path)
+def bound_by_another(path, count=1):
+    """Loop devices that nobody but this function knows of."""
+    stranger = KernelLoops()
+    bound = [attach(stranger, path) for _ in range(count)]
     try:
-        yield int(device.removeprefix("/dev/loop"))
+        yield bound[0].number
     finally:
-        loops.detach(device)
+        for loop in bound:
+            stranger.detach(loop.number, only_if=loop.__eq__)
         wait_until(lambda: not loops.of(Path(path)), f"{path} has no loop device")
 
 
@@ -152,35 +157,38 @@ def test_it_does_not_stop_questions_about_other_files(kernel, fs, image):
     detach(kernel, other)
 
 
-def test_nobody_claims_to_know_what_it_is_bound_to(kernel, fs):
+def test_a_file_system_that_dies_between_the_question_and_the_answer(
+    kernel, fs, threads, monkeypatch
+):
+    """The device over our own file does not answer. When it does, we are about to attach."""
     backing = file_id(fs.path)
-    with bound_by_another(fs.path) as number:
+    with bound_by_another(fs.path) as number, open(fs.path, "r+b", buffering=0) as file:
         fs.hang("getattr")
-        with within(SOON), pytest.raises(OSError, match="does not answer") as failure:
-            kernel.bound_to(backing)
-        assert failure.value.errno == errno.ETIMEDOUT
-        assert failure.value.filename == f"/dev/loop{number}"
+        with within(SOON):
+            assert kernel.bound_to(backing) == []
+        attaching = threads.submit(kernel.attach, file, PLAIN, REFERENCE)
+        fs.wait_until_hung(2)
         fs.release()
-
-        def known():
-            with contextlib.suppress(OSError):
-                return [loop.number for loop in kernel.bound_to(backing)] == [number]
-
-        wait_until(known, "it answers again")
+        failure = attaching.exception()
+        assert failure.errno == errno.EBUSY
+        assert failure.filename == fs.path
+        assert f"/dev/loop{number}" in failure.strerror
+        wait_until(lambda: len(loops.of(Path(fs.path))) == 1, "ours is unbound again")
+        assert [loop.number for loop in kernel.bound_to(backing)] == [number]
 
 
 def test_many_on_one_dead_file_system_cost_no_more_than_one(kernel, fs, image):
     path = image()
-    with contextlib.ExitStack() as stack:
-        for _ in range(10):
-            device = loops.attach(fs.path, "--sizelimit", "4096")
-            stack.callback(loops.detach, device)
+    with bound_by_another(fs.path, count=10):
         fs.hang("getattr")
         with within(SOON):
             assert kernel.bound_to(file_id(path)) == []
-        assert threading.active_count() < 5
+        with within(AT_ONCE):
+            assert kernel.bound_to(file_id(path)) == []
+        with within(SOON):
+            loop = attach(kernel, path)
+        detach(kernel, loop)
         fs.release()
-    wait_until(lambda: not loops.of(Path(fs.path)), "all are unbound")
 
 
 def test_a_crashed_file_system(kernel, tmp_path, image):
@@ -199,16 +207,14 @@ def test_a_crashed_file_system(kernel, tmp_path, image):
     detach(kernel, other)
 
 
-def test_a_stranger_on_a_crashed_file_system(tmp_path, image):
+def test_a_stranger_on_a_crashed_file_system(kernel, tmp_path, image):
     with hangfs.mounted(tmp_path / "dead") as fs:
         backing = file_id(fs.path)
-        device = loops.attach(fs.path)
-        fs.die()
-        kernel = KernelLoops()
-        assert kernel.bound_to(file_id(image())) == []
-        with pytest.raises(OSError, match="cannot tell"):
-            kernel.bound_to(backing)
-        loops.detach(device)
+        with bound_by_another(fs.path):
+            fs.die()
+            with within(AT_ONCE):
+                assert kernel.bound_to(file_id(image())) == []
+                assert kernel.bound_to(backing) == []
 
 
 # A hanging device of ours
@@ -262,19 +268,38 @@ def test_attaching_hangs_while_the_device_is_asked(kernel, fs, threads, image, m
         detach(kernel, loop)
 
 
-def test_a_stranger_hangs_in_the_device_that_the_kernel_names(kernel, fs, threads, image):
-    """The kernel names it to everybody. The first of us is caught, the others go around it."""
+# A program that binds a loop device without the precautions that we take.
+STRANGER = """if True:
+    import sys
+    from hotplug.kernel import loop
+    from hotplug.ports import LoopOptions
+    with open(sys.argv[1], "r+b", buffering=0) as backing:
+        number = loop.free_number()
+        with loop.open_node(number) as device:
+            print(number, flush=True)
+            loop.configure(device, backing, LoopOptions(), b"stranger")
+            loop.unbind(device)
+"""
+
+
+def test_a_stranger_hangs_in_the_device_that_the_kernel_names(
+    kernel, fs, threads, image, monkeypatch
+):
+    """The first of us is caught, the others go around it."""
     paths = [image(f"{number}.img") for number in range(4)]
-    fs.hang("fsync")
-    losetup = subprocess.Popen(["losetup", "--find", fs.path])
-    fs.wait_until_hung()
-    first = threads.submit(attach, kernel, paths.pop())
-    wait_until(lambda: kernel._trying, "the first of us is on its way")
-    with within(SOON):
-        others = [attach(kernel, path) for path in paths]
-    fs.release()
-    assert losetup.wait(hangfs.PATIENCE) == 0
-    for bound in loops.of(Path(fs.path)):
-        loops.detach(bound.path)
+    fs.hang("statfs")
+    command = [sys.executable, "-c", STRANGER, fs.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=TREE) as stranger:
+        number = int(stranger.stdout.readline())
+        fs.wait_until_hung()
+        monkeypatch.setattr(loop_module, "free_number", lambda: number)
+        first = threads.submit(attach, kernel, paths.pop())
+        wait_until(lambda: kernel._trying, "the first of us is on its way")
+        with within(SOON):
+            others = [attach(kernel, path) for path in paths]
+        assert not first.done()
+        monkeypatch.undo()
+        fs.release()
+    assert stranger.returncode == 0
     for loop in (*others, first.result()):
         detach(kernel, loop)

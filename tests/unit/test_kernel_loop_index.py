@@ -101,7 +101,6 @@ def loop(number, file):
 
 def watch(kernel, monkeypatch, *, events=True):
     monkeypatch.setattr(loop_index, "loop_sysfs", kernel)
-    monkeypatch.setattr(loop_index, "filesystem", lambda _number, _find: FILES[0].device)
     return LoopIndex(kernel.ask, kernel if events else None, announced=kernel.announces)
 
 
@@ -247,37 +246,99 @@ def test_a_change_while_the_device_is_asked(monkeypatch):
     assert index.candidates(FILES[1]) == {1}
 
 
-def test_a_device_that_does_not_answer_may_be_bound_to_our_file(monkeypatch):
+def test_a_device_that_does_not_answer_is_no_candidate(monkeypatch):
     kernel = Kernel()
-    kernel.bind(1, FileId(2, 2))
-    kernel.silent.add(1)
-    index = watch(kernel, monkeypatch)
-    with pytest.raises(OSError, match="cannot tell which file it is bound to") as failure:
-        index.candidates(FILES[0])
-    assert failure.value.filename == "/dev/loop1"
-
-
-def test_a_device_that_does_not_answer_lies_elsewhere(monkeypatch):
-    kernel = Kernel()
-    kernel.bind(1, FileId(2, 2))
+    kernel.bind(1, FILES[0])
     kernel.bind(2, FILES[0])
     kernel.silent.add(1)
     index = watch(kernel, monkeypatch)
-    monkeypatch.setattr(loop_index, "filesystem", lambda _number, _find: 2)
     assert index.candidates(FILES[0]) == {2}
+    assert index.found_too_late(FILES[0]) is None
 
 
-def test_a_silent_device_that_was_unbound_meanwhile(monkeypatch):
+def test_it_answers_when_its_file_system_is_back(monkeypatch):
+    """The file could only be attached because of that, so it is found before that counts."""
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    kernel.silent.add(1)
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    index.candidates(FILES[1])
+    kernel.silent.clear()
+    assert index.found_too_late(FILES[1]) is None
+    assert index.found_too_late(FILES[0]) == 1
+    assert index.candidates(FILES[0]) == {1}
+    assert index.found_too_late(FILES[0]) is None
+
+
+def test_who_answered_in_time_is_not_found_too_late(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    kernel.silent.add(1)
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.silent.clear()
+    assert index.candidates(FILES[0]) == {1}
+    assert index.found_too_late(FILES[0]) is None
+
+
+def test_a_file_that_nobody_asked_for_is_attached_without_a_look(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[0])
+    kernel.silent.add(1)
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[1])
+    kernel.silent.clear()
+    kernel.asked.clear()
+    assert index.found_too_late(FILES[0]) is None
+    assert kernel.asked == []
+
+
+def fall_silent_long_ago(index, number):
+    index._silent[number] -= 2 * loop_index.LONGEST_EVENT
+
+
+def test_who_was_silent_before_the_event_began_is_not_waited_for(monkeypatch):
+    """The file was opened since, and the server of the silent device's file was dead then."""
     kernel = Kernel()
     kernel.bind(1, FILES[1])
+    kernel.silent.add(1)
     index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    fall_silent_long_ago(index, 1)
+    index.candidates(FILES[0])
+    kernel.asked.clear()
+    assert index.found_too_late(FILES[0]) is None
+    assert kernel.asked == []
 
-    def ask(number):
-        kernel.unbind(number)
-        raise OSError(6, "no such device or address")
 
-    index._inquiry._ask = ask
-    assert index.candidates(FILES[0]) == set()
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_silent_device_that_was_bound_anew_is_silent_since_then(monkeypatch, lost):
+    kernel = Kernel()
+    kernel.bind(1, FILES[1])
+    kernel.silent.add(1)
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    fall_silent_long_ago(index, 1)
+    kernel.unbind(1)
+    kernel.bind(1, FILES[0])
+    if lost:
+        kernel.lose_events()
+    index.candidates(FILES[0])
+    kernel.silent.clear()
+    assert index.found_too_late(FILES[0]) == 1
+
+
+def test_a_silent_device_that_was_unbound_is_forgotten(monkeypatch):
+    kernel = Kernel()
+    kernel.bind(1, FILES[1])
+    kernel.silent.add(1)
+    index = watch(kernel, monkeypatch)
+    index.candidates(FILES[0])
+    kernel.unbind(1)
+    index.candidates(FILES[0])
+    assert index._silent == {}
+    assert index._unsure == {}
 
 
 def test_all_remembers_what_a_silent_device_was_bound_to(monkeypatch):

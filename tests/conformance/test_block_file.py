@@ -7,7 +7,7 @@ import os
 import pytest
 from harness import cages, loops, thief
 from harness.lines import F_FRESH, K_FRESH, F, K
-from harness.locks import held, wait_for_waiter, wait_until
+from harness.locks import held, wait_for_waiter
 
 
 def only_loop_of(file):
@@ -79,7 +79,7 @@ def test_file_state_must_be_2(runner, guest, image, state):
         runner.add(disk),
         f"Path closed or removed during hotplug add: {disk.relative} state: {value}",
     )
-    assert loops.of(file) == []
+    loops.wait_until_none(file)
 
 
 @K
@@ -91,7 +91,7 @@ def test_file_readonly_busy(runner, guest, image):
     assert disk.read("hotplug-error").decode() == (
         f"File {file} is read-only, and so I will not\nmount it read-write in a guest domain."
     )
-    assert loops.of(file) == []
+    loops.wait_until_none(file)
 
 
 @K
@@ -131,7 +131,7 @@ def test_file_attach_failure_clean(fresh_runner, guest, image):
     file = image()
     disk = guest().disk(file)
     assert_refused(disk, fresh_runner.add(disk), str(file))
-    assert loops.of(file) == []
+    loops.wait_until_none(file)
 
 
 @F_FRESH
@@ -151,7 +151,7 @@ def test_file_store_failure_clean(fresh_runner, guest, image):
         fresh_runner.restart_agent()
     else:
         fresh_runner.proxy.up()
-    wait_until(lambda: loops.of(file) == [], "the loop device is given back")
+    loops.wait_until_none(file)
     assert not {"physical-device", "node"} & set(disk.tree())
     assert fresh_runner.add(disk).status == 0
     assert_connected(disk, file)
@@ -175,7 +175,7 @@ def test_file_swap_detected(runner, guest, image, tmp_path, other):
             case "a link to it":
                 file.symlink_to(image("elsewhere"))
     assert_refused(disk, run.wait(), str(file))
-    assert loops.below(tmp_path) == []
+    loops.wait_until_none(tmp_path)
 
 
 @K

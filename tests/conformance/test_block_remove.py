@@ -9,7 +9,6 @@ import subprocess
 import pytest
 from harness import loops
 from harness.lines import F, K
-from harness.locks import wait_until
 
 
 def added(runner, guest, target, mode="w"):
@@ -41,7 +40,7 @@ def test_remove_file_detaches(runner, guest, image):
     disk = added(runner, guest, file)
     assert len(loops.of(file)) == 1
     assert_removed(runner, disk)
-    assert loops.of(file) == []
+    loops.wait_until_none(file)
 
 
 @F
@@ -52,7 +51,7 @@ def test_remove_backing_deleted(runner, guest, image, tmp_path):
     file.unlink()
     assert len(loops.below(tmp_path)) == 1
     assert_removed(runner, disk)
-    assert loops.below(tmp_path) == []
+    loops.wait_until_none(tmp_path)
 
 
 @F
@@ -71,7 +70,7 @@ def test_remove_backing_replaced(runner, guest, image, block_device, tmp_path, o
             image(file.name)
     assert len(loops.of(tmp_path / "aside")) == 1
     assert_removed(runner, disk)
-    assert loops.of(tmp_path / "aside") == []
+    loops.wait_until_none(tmp_path / "aside")
 
 
 @F
@@ -112,7 +111,7 @@ def test_remove_backend_gone(runner, guest, image):
     disk.delete()
     assert runner.remove(disk).status == 0
     assert not disk.exists
-    assert loops.of(file) == []
+    loops.wait_until_none(file)
 
 
 @K
@@ -124,4 +123,4 @@ def test_remove_deferred_detach_ok(runner, guest, image):
         assert_removed(runner, disk)
         (loop,) = loops.of(file)
         assert loop.autoclear
-    wait_until(lambda: loops.of(file) == [], "the kernel detaches the loop device")
+    loops.wait_until_none(file)

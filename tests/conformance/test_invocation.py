@@ -37,7 +37,7 @@ def test_command_is_first_argument_without_equals(runner, guest, image):
     assert_connected(disk)
     disk.close()
     assert runner.run(disk, "a=b", "=", "remove", "add").status == 0
-    assert loops.of(disk.read("params").decode()) == []
+    loops.wait_until_none(disk.read("params").decode())
 
 
 @K
@@ -139,7 +139,7 @@ def test_cwd_independent(runner, guest, image, block_device, tmp_path, kind):
         disk = guest().disk(target)
         assert runner.add(disk, cwd=cwd).status == 0
         assert_connected(disk)
-        assert loops.of(decoy) == []
+        loops.wait_until_none(decoy)
         assert runner.remove(disk, cwd=cwd).status == 0
         disk.delete()
 
@@ -291,7 +291,7 @@ def assert_recovers(runner, disk, file):
     assert_connected(disk)
     assert len(loops.of(file)) == 1
     assert runner.remove(disk).status == 0
-    assert loops.of(file) == []
+    loops.wait_until_none(file)
 
 
 @F
@@ -317,7 +317,7 @@ def test_sigkill_then_remove(runner, guest, image):
         time.sleep(moment)
         run.kill()
         assert runner.remove(disk).status == 0
-        assert loops.of(file) == []
+        loops.wait_until_none(file)
         disk.delete()
     forget(runner.place.block_lock)
 
@@ -334,7 +334,7 @@ def test_sigkill_of_remove(runner, guest, image):
         time.sleep(moment)
         run.kill()
         assert runner.remove(disk).status == 0
-        assert loops.of(file) == []
+        loops.wait_until_none(file)
         disk.delete()
 
 
@@ -368,7 +368,7 @@ def test_sigkill_of_the_agent(fresh_runner, guest, image, next_action):
         assert_recovers(fresh_runner, disk, file)
     else:
         assert fresh_runner.remove(disk).status == 0
-        assert loops.of(file) == []
+        loops.wait_until_none(file)
         forget(fresh_runner.place.block_lock)
 
 
@@ -383,7 +383,7 @@ def test_agent_restarted_with_a_disk_in_use(fresh_runner, guest, image):
     assert_connected(disk)
     assert len(loops.of(file)) == 1
     assert fresh_runner.remove(disk).status == 0
-    assert loops.of(file) == []
+    loops.wait_until_none(file)
 
 
 DEADLINE = 1.0
@@ -408,7 +408,7 @@ def test_bounded_run_time(fresh_runner, guest, image):
     assert result.status == 1
     assert disk.read("hotplug-status") == b"error"
     assert disk.read("hotplug-error")
-    wait_until(lambda: loops.of(file) == [], "the loop device is given back")
+    loops.wait_until_none(file)
 
 
 @F_FRESH

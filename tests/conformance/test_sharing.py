@@ -264,7 +264,7 @@ def test_share_file_with_current_losetup(runner, guest, image, tmp_path, way, mo
     (loop,) = loops.of(file)
     name = file if way == "a link to it" else other
     assert_busy(runner, guest().disk(other, mode), busy_file(name, loop.number, mode, "guest"))
-    assert loops.of(file) == [loop]
+    wait_until(lambda: loops.of(file) == [loop], "only the holder's loop device is left")
 
 
 @F

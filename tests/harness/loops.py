@@ -8,11 +8,14 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.locks import wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 SIZE = 1 << 20
+ATTEMPTS = 50
 
 
 def make_file(path: Path, size: int = SIZE, mode: int = 0o644) -> Path:
@@ -45,7 +48,7 @@ class Bound:
         return f"{os.major(device):x}:{os.minor(device):x}"
 
 
-def below(directory: Path) -> list[Bound]:
+def below(directory: Path | str) -> list[Bound]:
     """The loop devices whose files are, or were, in ``directory``."""
     return _bound(lambda backing: backing.startswith(f"{directory}/"))
 
@@ -83,10 +86,30 @@ def _word(name: str, attribute: str) -> str:
 
 
 def attach(file: Path, *options: str) -> str:
-    """Bind a file to a free loop device; the device's path."""
+    """Bind a file to a free loop device; the device's path.
+
+    losetup asks again if it finds the device taken, but not if it finds it removed.
+    """
     command = ["losetup", "--find", "--show", *options, str(file)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    for _ in range(ATTEMPTS):
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    raise OSError(f"{file}: no loop device in {ATTEMPTS} attempts: {done.stderr.strip()}")
 
 
 def detach(path: str) -> None:
     subprocess.run(["losetup", "--detach", path], check=True)
+
+
+def wait_until_none(path: Path | str) -> None:
+    """Wait until no loop device is bound to a file, or to any file below a directory.
+
+    A device is unbound when it was closed for the last time, and there are others than ourselves
+    who open a device for a moment, to look at it.
+    """
+
+    def left() -> list[Bound]:
+        return of(path) + below(path)
+
+    wait_until(lambda: not left(), f"{path} is on no loop device", explain=lambda: str(left()))

@@ -31,6 +31,7 @@ class Steps:
         self._listener.listen(4)
         self._listener.settimeout(SECONDS)
         self._asker: socket.socket | None = None
+        self._waits = False  # whether it was asked and has not answered
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +78,8 @@ class Steps:
             said = self._asker.recv(1000).decode()
         except ConnectionResetError:
             said = ""
-        return None if said in ("", "over") else said
+        self._waits = said not in ("", "over")
+        return said if self._waits else None
 
     def go(self) -> None:
         """Let it happen."""
@@ -88,6 +90,7 @@ class Steps:
         self._answer(b"%d" % number)
 
     def _answer(self, word: bytes) -> None:
+        self._waits = False
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed
             self._asker.send(word)
 
@@ -101,6 +104,7 @@ class Steps:
 
     def finish(self) -> None:
         """Let what waits happen, and everything else until the event is over."""
-        self.go()
+        if self._waits:
+            self.go()
         while self.step() is not None:
             self.go()

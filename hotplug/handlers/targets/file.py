@@ -9,6 +9,7 @@ Whether it is still ours is decided by reference and file identity, never by a p
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from hotplug.handlers.disk import Disk
     from hotplug.handlers.targets import Attach
     from hotplug.ports import Entry, Host, Located, Loop
+
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)  # from opening to write
 
 
 def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> Attach:
@@ -91,7 +94,7 @@ def open_backing(host: Host, mode: Mode, located: Located) -> BinaryIO:
     try:
         return located.open(writable=mode.writes)
     except OSError as error:
-        if mode.writes:
+        if mode.writes and error.errno in READ_ONLY:
             raise DeviceBusyError(f"{refusal} ({error.strerror})") from error
         raise HotplugError(f"{located.path} cannot be opened: {error.strerror}") from error
 
@@ -117,15 +120,23 @@ def attach_loop(
         "inode": file_id.inode,
     }
     entry.record(Attachment(target, facts))
-    undo.callback(entry.clear)
     host.deadline.stage(f"attaching {path} to a loop device")
     try:
         loop = host.loops.attach(backing, options, reference(host, disk.device))
     except OSError as error:
+        with contextlib.suppress(OSError):  # there is a failure to tell of already
+            entry.clear()
         raise HotplugError(attach_failure(path, error)) from error
-    undo.callback(detach_loop, host, disk.device, file_id, loop.number)
+    undo.callback(let_go, host, disk.device, file_id, loop.number, entry)
     entry.record(Attachment(target, {**facts, "loop": loop.number}))
     return loop
+
+
+def let_go(host: Host, device: Device, file_id: FileId, number: int, entry: Entry) -> None:
+    """The way back. If it is barred the journal keeps it in mind; the first error is to be told."""
+    with contextlib.suppress(OSError):
+        detach_loop(host, device, file_id, number)
+        entry.clear()
 
 
 def attach_failure(path: str, error: OSError) -> str:

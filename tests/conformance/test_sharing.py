@@ -15,6 +15,7 @@ import pytest
 from harness import loops
 from harness.guests import Guest
 from harness.lines import F_DRIVER, F_FRESH, F, K
+from harness.locks import wait_until
 
 BUSY = {
     ("w", "guest"): "in a guest domain,\nand so cannot be mounted now.",

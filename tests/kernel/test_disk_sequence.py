@@ -6,7 +6,7 @@ from harness import loops
 from harness.loops import make_file
 
 from hotplug.kernel import loop_sysfs
-from hotplug.kernel.loop import disk_sequence
+from hotplug.kernel.loop_ioctl import disk_sequence
 
 
 def test_the_ioctl_and_sysfs_agree(tmp_path):

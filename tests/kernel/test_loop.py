@@ -482,7 +482,7 @@ def test_a_node_that_never_appears(image):
         exec "$1" -c "$2" "$0"
     """
     quick = ATTACH.replace(
-        "with open", "import hotplug.kernel.loop as m\nm.NODE_WAIT = 0.1\nwith open"
+        "with open", "import hotplug.kernel.loop_ioctl as m\nm.NODE_WAIT = 0.1\nwith open"
     )
     command = ["unshare", "--mount", "sh", "-c", script, image(), sys.executable, quick]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=TREE)

@@ -24,8 +24,8 @@ from hotplug.ports import FileId, LoopOptions
 TREE = Path(__file__).parents[2]
 PLAIN = LoopOptions()
 REFERENCE = b"test:vbd.1.51712"
-PATIENCE = 0.4  # seconds, instead of the real one
-AT_ONCE = PATIENCE / 2
+PATIENCE = 0.8  # seconds, instead of the real one
+AT_ONCE = 0.75 * PATIENCE
 SOON = 2.5 * PATIENCE
 
 

@@ -49,7 +49,9 @@ class Recorder:
         self.kept += self.uevents.drain()
         device = loops.attach(path, *options)
         if not self.announces:
-            self.kept += [n for n in self.uevents.drain() if f"/dev/loop{n}" != device]
+            number = int(device.removeprefix("/dev/loop"))
+            was_known = number in self.index._bindings  # then the event says that it was unbound
+            self.kept += [n for n in self.uevents.drain() if n != number or was_known]
         try:
             yield device
         finally:

@@ -122,7 +122,8 @@ class LoopIndex:
         with self._mutex:
             self._look_around()
             doubtful = self._doubtful - self._attaching.keys()
-            found = set(self._by_file.get(backing, ()))
+            # Who was bound to it and has changed since is asked; it does not count if silent.
+            found = self._by_file.get(backing, set()) - doubtful
             found.update(n for n, file in self._attaching.items() if file == backing)
         # What is answered counts even if the device changes again meanwhile.
         answers = self._settle(doubtful) if doubtful else {}

@@ -10,11 +10,6 @@ from harness.lines import F_FRESH, K_FRESH, F, K
 from harness.locks import held, wait_for_waiter
 
 
-def only_loop_of(file):
-    (loop,) = loops.of(file)
-    return loop
-
-
 def assert_refused(backend, result, *words, status=b"error"):
     """A status with a text that has these words, nothing that looks like a device."""
     keys = backend.tree()
@@ -27,7 +22,7 @@ def assert_refused(backend, result, *words, status=b"error"):
 
 def assert_connected(backend, file):
     """The keys name the one loop device that the file has."""
-    loop = only_loop_of(file)
+    loop = loops.only_one(file)
     keys = backend.tree()
     assert keys["node"] == loop.path.encode()
     assert keys["physical-device-path"] == loop.path.encode()

@@ -289,7 +289,7 @@ def assert_recovers(runner, disk, file):
     """The next add succeeds and so does its remove; nothing is left."""
     assert runner.add(disk).status == 0
     assert_connected(disk)
-    assert len(loops.of(file)) == 1
+    loops.only_one(file)
     assert runner.remove(disk).status == 0
     loops.wait_until_none(file)
 
@@ -381,7 +381,7 @@ def test_agent_restarted_with_a_disk_in_use(fresh_runner, guest, image):
     fresh_runner.agent.kill()
     fresh_runner.restart_agent()
     assert_connected(disk)
-    assert len(loops.of(file)) == 1
+    loops.only_one(file)
     assert fresh_runner.remove(disk).status == 0
     loops.wait_until_none(file)
 
@@ -495,7 +495,7 @@ def test_udev_call_suppressed_by_key(runner, guest, image):
         before = disk.tree()
         disk.close()
         runner.run(disk, "remove", variables={"UDEV_CALL": "1"})
-        assert len(loops.of(disk.read("params").decode())) == 1
+        loops.only_one(disk.read("params").decode())
     finally:
         runner.place.store.remove("/local/domain/0/libxl")
     other = guest().disk(image())

@@ -15,7 +15,6 @@ import pytest
 from harness import loops
 from harness.guests import Guest
 from harness.lines import F_DRIVER, F_FRESH, F, K
-from harness.locks import wait_until
 
 BUSY = {
     ("w", "guest"): "in a guest domain,\nand so cannot be mounted now.",
@@ -262,10 +261,10 @@ def test_share_file_with_current_losetup(runner, guest, image, tmp_path, way, mo
         case "a hard link to it":
             os.link(file, other)
     assert_ok(runner, guest().disk(file, "w"))
-    (loop,) = loops.of(file)
+    loop = loops.only_one(file)
     name = file if way == "a link to it" else other
     assert_busy(runner, guest().disk(other, mode), busy_file(name, loop.number, mode, "guest"))
-    wait_until(lambda: loops.of(file) == [loop], "only the holder's loop device is left")
+    assert loops.only_one(file) == loop
 
 
 @F
@@ -273,7 +272,7 @@ def test_share_file_readers(runner, guest, image):
     """84: the other rows of the table: file held r by other VMs."""
     file = image()
     assert_ok(runner, guest().disk(file, "r"))
-    (loop,) = loops.of(file)
+    loop = loops.only_one(file)
     assert_busy(runner, guest().disk(file, "w"), busy_file(file, loop.number, "w", "guest"))
     assert_ok(runner, guest().disk(file, "r"))
     assert_ok(runner, guest().disk(file, "w!"))
@@ -290,7 +289,7 @@ def test_share_file_mounted(runner, guest, formatted, mount, block_device, mode)
     assert runner.remove(attached_only).status == 0
     attached_only.delete()
     mount(device, "rw")
-    (loop,) = loops.of(file)
+    loop = loops.only_one(file)
     assert_busy(runner, guest().disk(file, mode), busy_file(file, loop.number, mode, "local"))
 
 
@@ -300,7 +299,7 @@ def test_share_file_loop_with_offset(runner, guest, image, block_device):
     file = image(size=1 << 20)
     device = block_device(file, "--offset", "4096", "--sizelimit", "65536")
     assert_ok(runner, guest().disk(device, "w"))
-    (loop,) = loops.of(file)
+    loop = loops.only_one(file)
     assert loop.offset == 4096
     assert_busy(runner, guest().disk(file), busy_file(file, loop.number, "w", "guest"))
 
@@ -314,7 +313,7 @@ def test_share_reader_vs_bang_holder(runner, guest, block_device, image, kind):
     if kind == "device":
         text = busy_device(target, "r", "guest")
     else:
-        (loop,) = loops.of(target)
+        loop = loops.only_one(target)
         text = busy_file(target, loop.number, "r", "guest")
     assert_busy(runner, guest().disk(target, "r"), text)
 

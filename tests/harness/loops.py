@@ -102,6 +102,13 @@ def detach(path: str) -> None:
     subprocess.run(["losetup", "--detach", path], check=True)
 
 
+def only_one(path: Path | str) -> Bound:
+    """The one loop device of a file; what is being unbound is waited for, see below."""
+    wait_until(lambda: len(of(path)) == 1, f"{path} is on one loop device")
+    (loop,) = of(path)
+    return loop
+
+
 def wait_until_none(path: Path | str) -> None:
     """Wait until no loop device is bound to a file, or to any file below a directory.
 

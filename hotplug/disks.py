@@ -103,7 +103,11 @@ def is_lost(built: Host, device: Device, keys: dict[str, bytes | None]) -> bool:
     if not node.isdigit() or keys["physical-device"] is None:
         return False
     loop = built.loops.get(int(node))
-    return loop is None or reconcile.owner(built, loop) not in (None, device)
+    attachment = built.journal.peek(device)
+    if loop is None or attachment is None:
+        return loop is None
+    facts = attachment.facts
+    return (loop.backing.device, loop.backing.inode) != (facts.get("device"), facts.get("inode"))
 
 
 def find(guest: str, vdev: str) -> Device:

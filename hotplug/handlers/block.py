@@ -68,9 +68,7 @@ def is_done(disk: Disk) -> bool:
     """
     if disk.device.kind == "vbd3":
         return disk.status == CONNECTED
-    return disk.physical_device is not None and (
-        disk.status == CONNECTED or disk.state != INIT_WAIT
-    )
+    return bool(disk.physical_device) and (disk.status == CONNECTED or disk.state != INIT_WAIT)
 
 
 def commit(host: Host, disk: Disk, attached: Attached, undo: contextlib.ExitStack) -> None:

@@ -123,8 +123,7 @@ class KernelLoops:
     def __init__(self, *, watch: bool = False) -> None:
         events = None
         if watch:
-            # pyudev takes 20 ms to import and 4.5 MiB to keep: not for a one-shot run
-            from hotplug.kernel.uevents import LoopUevents  # noqa: PLC0415
+            from hotplug.kernel.uevents import LoopUevents  # noqa: PLC0415 - socket takes 4 ms
 
             events = LoopUevents()
         self._index = LoopIndex(get, events, announced=linux() >= ANNOUNCES_BINDING)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
-from types import SimpleNamespace
 
 import pytest
 from harness import loops
@@ -14,7 +14,12 @@ from harness.locks import wait_until
 from hotplug.kernel import loop as loop_module
 from hotplug.kernel import loop_index
 from hotplug.kernel.loop_index import LoopIndex
-from hotplug.kernel.uevents import LoopUevents
+from hotplug.kernel.uevents import (
+    KERNEL_GROUP,
+    NETLINK_KOBJECT_UEVENT,
+    LoopUevents,
+    loop_number,
+)
 from hotplug.ports import FileId
 
 CHANGES = 400  # more than the small receive buffer holds
@@ -158,22 +163,33 @@ def test_without_events_each_question_is_a_scan(image, tmp_path):
         assert recorder.bound_to(path) == []
 
 
-class Monitor:
-    """As much of pyudev's as drain() asks for."""
+@pytest.mark.parametrize(
+    ("message", "number"),
+    [
+        (b"change@/devices/virtual/block/loop12\0ACTION=change\0", 12),
+        (b"add@/devices/virtual/block/loop0\0", 0),
+        (b"add@/devices/virtual/block/loop1/loop1p1\0", None),
+        (b"add@/devices/virtual/misc/loop-control\0", None),
+        (b"change@/devices/virtual/block/loop\0", None),
+        (b"add@/devices/pci0000:00/virtio1/block/vda\0", None),
+        (b"libudev\0\xfe\xed\xca\xfe", None),
+        (b"", None),
+    ],
+)
+def test_messages_of_the_kernel(message, number):
+    assert loop_number(message) == number
 
-    def __init__(self, *names):
-        self.devices = [SimpleNamespace(sys_name=name) for name in names]
 
-    def poll(self, timeout):
-        assert timeout == 0
-        return self.devices.pop(0) if self.devices else None
-
-
-def test_partitions_are_no_loop_devices(monkeypatch):
-    with contextlib.closing(LoopUevents()) as uevents:
-        monitor = Monitor("loop1p1", "sda", "loop12", "loop-control", "loop")
-        monkeypatch.setattr(uevents, "_monitor", monitor)
-        assert uevents.drain() == [12]
+def test_messages_of_others_do_not_count():
+    """Any process of root's can send to the kernel's group."""
+    with (
+        contextlib.closing(LoopUevents()) as uevents,
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_KOBJECT_UEVENT) as other,
+    ):
+        uevents.drain()
+        other.bind((0, 0))
+        other.sendto(b"change@/devices/virtual/block/loop987654\0", (0, KERNEL_GROUP))
+        assert 987654 not in uevents.drain()
 
 
 def test_questions_stay_cheap_among_many(image, tmp_path):

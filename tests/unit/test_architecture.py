@@ -55,7 +55,7 @@ MAY_IMPORT = {
 FOREIGN = {
     "ctypes": set(),
     "psutil": {"hotplug.commands", "hotplug.kernel.lockfile"},
-    "pyudev": {"hotplug.sources.udev", "hotplug.kernel.uevents"},
+    "pyudev": {"hotplug.sources.udev"},
 }
 
 

@@ -72,7 +72,7 @@ class Disk:
     def read(cls, store: Store, device: Device) -> Disk:
         """Read a backend. MissingKeyError names a key that is not there."""
         values = keys_of(store, device, WISHES)
-        if values["physical-device"] is not None:
+        if values["physical-device"] is not None or device.kind == "vbd3":  # which has no number
             values |= keys_of(store, device, ANSWERS)
         if values[""] is None:
             raise BackendGoneError(f"there is no backend {device}; was the device removed?")

@@ -9,7 +9,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from harness import xenstored as xenstored_harness
+
+pytest.register_assert_rewrite("harness")  # so that what it asserts fails with the values
+
+from harness import xenstored as xenstored_harness  # noqa: E402 - after it was registered
 
 
 @pytest.fixture(scope="module")

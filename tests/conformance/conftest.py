@@ -12,6 +12,7 @@ import subprocess
 import pytest
 from harness import leaks, loops
 from harness.guests import Guest
+from harness.outcomes import assert_ok
 from harness.place import place, place_behind_proxy, place_in_domain
 from harness.run import Runner
 
@@ -70,9 +71,8 @@ def nothing_is_left_behind(request, tmp_path):
     yield
     assert runner.end_all() == 0
     runner.place.syslog.take()
-    for loop in loops.below(tmp_path) if runner.is_stock else ():
-        loops.detach(loop.path)  # stock leaks; the next test shall not suffer
-    if runner.is_stock:
+    if runner.is_stock:  # it leaks; the next test shall not suffer
+        loops.detach_below(tmp_path)
         runner.place.block_lock.unlink(missing_ok=True)
     faults, runner.faults = runner.faults, []
     assert faults == []
@@ -160,5 +160,18 @@ def mounted(block_device, formatted, mount):
         device = block_device(formatted())
         mount(device, option)
         return device
+
+    return make
+
+
+@pytest.fixture
+def hold(at, guest, block_device):
+    """Make a block device that a guest has: (device, guest)."""
+
+    def make(mode, holder=None):
+        device = block_device()
+        holder = holder or guest()
+        assert_ok(at, holder.disk(device, mode))
+        return device, holder
 
     return make

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from harness import cages, loops, thief
 from harness.lines import F_FRESH, K_FRESH, F, K
 from harness.locks import held, wait_for_waiter
-
-
-def assert_refused(backend, result, *words, status=b"error"):
-    """A status with a text that has these words, nothing that looks like a device."""
-    keys = backend.tree()
-    assert result.status == 1
-    assert keys["hotplug-status"] == status
-    for word in words:
-        assert os.fsencode(word) in keys["hotplug-error"]
-    assert not {"physical-device", "physical-device-path", "node"} & set(keys)
+from harness.outcomes import assert_refused
 
 
 def assert_connected(backend, file):

@@ -10,6 +10,7 @@ import pytest
 from harness.lines import F, K
 from harness.locks import held, wait_for_waiter
 from harness.loops import make_file
+from harness.outcomes import assert_refused
 from harness.store import Store
 
 NUMBERS = [((7, 10), b"7:a"), ((253, 16), b"fd:10"), ((259, 5), b"103:5")]
@@ -43,16 +44,6 @@ def assert_connected(backend, device, path=None):
     assert keys["physical-device-path"] == os.fsencode(path or device)
     assert "node" not in keys
     assert "hotplug-error" not in keys
-
-
-def assert_refused(backend, result, *words):
-    """Status error, a text with these words, nothing that looks like a device."""
-    keys = backend.tree()
-    assert result.status == 1
-    assert keys["hotplug-status"] == b"error"
-    for word in words:
-        assert os.fsencode(word) in keys["hotplug-error"]
-    assert not {"physical-device", "physical-device-path", "node"} & set(keys)
 
 
 @K

@@ -102,6 +102,14 @@ def detach(path: str) -> None:
     subprocess.run(["losetup", "--detach", path], check=True)
 
 
+def detach_below(directory: Path) -> None:
+    """Unbind whatever is bound to files in a directory; some may be about to go by themselves."""
+    for loop in below(directory):
+        if not loop.autoclear:
+            subprocess.run(["losetup", "--detach", loop.path], check=False)
+    wait_until_none(directory)
+
+
 def only_one(path: Path | str) -> Bound:
     """The one loop device of a file; what is being unbound is waited for, see below."""
     wait_until(lambda: len(of(path)) == 1, f"{path} is on one loop device")

@@ -11,6 +11,7 @@ scripts' lock files, that the locked file is still the one of that name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -45,8 +46,16 @@ class FileEntry:
         return self._attachment
 
     def record(self, attachment: Attachment) -> None:
-        line = json.dumps({"target": attachment.target, "facts": dict(attachment.facts)})
-        os.write(self._fd, line.encode() + b"\n")
+        content = {"target": attachment.target, "facts": dict(attachment.facts)}
+        line = json.dumps(content).encode() + b"\n"
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            error.filename = self._path
+            raise
+        if written < len(line):  # not a failure to the kernel, and it would spoil the next line
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         self._attachment = attachment
 
     def clear(self) -> None:
@@ -58,9 +67,13 @@ class FileEntry:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._attachment is None:
-            os.unlink(self._path)
-        os.close(self._fd)
+        try:
+            if self._attachment is None:
+                os.unlink(self._path)
+        except FileNotFoundError:
+            pass  # somebody emptied the runtime directory
+        finally:
+            os.close(self._fd)
 
 
 def last_attachment(content: bytes) -> Attachment | None:

@@ -44,6 +44,7 @@ TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
 SETTLE = 10.0  # seconds a backend has to reach InitWait, as libxl has it
 POLL_STATE = 0.02  # seconds
+RETRY = 10.0  # seconds until we try again to take something back
 
 
 class AgentRunsError(HotplugError):
@@ -271,6 +272,10 @@ class Agent:
     def _reclaim(self, device: Device) -> None:
         self._submit(Event(Action.RECLAIM, device, self._script("block")))
 
+    def _try_again(self, device: Device) -> None:
+        self._reclaim(device)
+        self._wake()  # the loop watches over deadlines, and this is another thread
+
     def _submit(self, event: Event, work: Callable[[EventDeadline], Outcome] | None = None) -> None:
         """Queue an event that no client waits for."""
         self._queue(event, work or (lambda deadline: self._run(event, deadline)), lambda _: None)
@@ -296,10 +301,16 @@ class Agent:
         return job
 
     def _run(self, event: Event, deadline: EventDeadline) -> Outcome:
-        return self._count(dispatch.run(self.host, self.logs, event, deadline))
+        return self._done(event, dispatch.run(self.host, self.logs, event, deadline))
 
-    def _count(self, outcome: Outcome) -> Outcome:
-        self.failed += outcome.status != 0
+    def _done(self, event: Event, outcome: Outcome) -> Outcome:
+        """Count failures. What one could not take back just then is tried again."""
+        if outcome.status:
+            self.failed += 1
+            if self.host.journal.knows(event.device):
+                again = threading.Timer(RETRY, self._try_again, (event.device,))
+                again.daemon = True
+                again.start()
         return outcome
 
     def _look(self, device: Device) -> None:
@@ -309,8 +320,9 @@ class Agent:
             event = watches.look(self.host.store, device)
             if event is None:
                 return DONE
-            outcome = self._count(
-                dispatch.run(self.host, self.logs, event, deadline, table.any_script(event))
+            handler = table.any_script(event)
+            outcome = self._done(
+                event, dispatch.run(self.host, self.logs, event, deadline, handler)
             )
             if event.action is Action.REMOVE:
                 watches.delete_backend(self.host.store, device)
@@ -343,7 +355,7 @@ class Agent:
         invocation = Invocation.decode(request.argv, request.variables, request.cwd)
 
         def work(deadline: EventDeadline) -> Outcome:
-            return self._count(dispatch.invoke(self.host, self.logs, invocation, deadline))
+            return self._done(event, dispatch.invoke(self.host, self.logs, invocation, deadline))
 
         def answer(outcome: Outcome) -> None:
             client.answer(outcome.status, os.fsencode(outcome.text))

@@ -16,6 +16,7 @@ from harness.run import Runner
 from harness.scenario import AskingRunner, Scenario, renew
 from harness.steps import Steps
 
+UNTIL_RETRY = 20.0  # seconds; the agent tries again after 10 what it could not take back
 _names = itertools.count(1)
 
 
@@ -138,6 +139,7 @@ def holds(place, files):
             wait_until(
                 lambda: not promises.unsettled(place, backends, files),
                 "everything is tidied up",
+                UNTIL_RETRY,
                 explain=lambda: "; ".join(promises.unsettled(place, backends, files)),
             )
 

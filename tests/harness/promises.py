@@ -6,6 +6,7 @@ none, now or in the end.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -113,6 +114,7 @@ def _entries(place: Place) -> dict[str, dict[str, object] | None]:
     folder = place.rundir / "journal"
     found: dict[str, dict[str, object] | None] = {}
     for name in sorted(os.listdir(folder)) if folder.exists() else ():
-        lines = (folder / name).read_bytes().split(b"\n")[:-1]
-        found[name] = json.loads(lines[-1]) if lines else None
+        with contextlib.suppress(FileNotFoundError):
+            lines = (folder / name).read_bytes().split(b"\n")[:-1]
+            found[name] = json.loads(lines[-1]) if lines else None
     return found

@@ -8,6 +8,7 @@ the kernel cannot be interrupted, and the toolstack's SIGKILL would leave no tex
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ from hotplug.agent.dispatch import Outcome
 from hotplug.agent.logs import Logs, to_stderr
 from hotplug.client import wire
 from hotplug.errors import HotplugError
+from hotplug.events import Action, Event
 from hotplug.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -83,7 +85,21 @@ def work(built: Host, logs: Logs, invocation: Invocation, deadline: EventDeadlin
     try:
         return dispatch.invoke(built, logs, invocation, deadline)
     except ConnectionError as error:
-        return dispatch.failed(logs, invocation.script, HotplugError(f"xenstore: {error}"))
+        outcome = dispatch.failed(logs, invocation.script, HotplugError(f"xenstore: {error}"))
+        if not invocation.is_probe:
+            look_again(built, logs, invocation.event())
+        return outcome
+
+
+def look_again(built: Host, logs: Logs, event: Event) -> None:
+    """The store broke off. If it is back, what it does not know of is taken back.
+
+    Without an agent nobody else would do it before the next run for this device.
+    """
+    with contextlib.suppress(OSError):
+        deadline = EventDeadline(built.config.deadline)
+        reclaim = Event(Action.RECLAIM, event.device, event.script)
+        dispatch.run(host.build(built.config), logs, reclaim, deadline)
 
 
 def bounded(

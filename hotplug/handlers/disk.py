@@ -76,7 +76,8 @@ class Disk:
             values |= keys_of(store, device, ANSWERS)
         if values[""] is None:
             raise BackendGoneError(f"there is no backend {device}; was the device removed?")
-        for key in ("params", "mode", "frontend-id"):
+        has_device = values["physical-device"]  # then stock does not ask whose disk it is
+        for key in ("params", "mode") if has_device else ("params", "mode", "frontend-id"):
             if not values[key]:
                 raise missing(f"{device}/{key}", values[key])
         return cls.parse(device, values)

@@ -107,7 +107,7 @@ def locate(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Locate
     """What ``params`` leads to, or None.
 
     A relative name is a file in the caller's working directory, or else a device below /dev,
-    as xl documents it.
+    as xl documents it; never a device somewhere else.
     """
     host.deadline.stage(f"looking for {disk.params}")
     if disk.params.startswith("/"):
@@ -115,7 +115,10 @@ def locate(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Locate
     here = find(host, os.path.join(event.cwd, disk.params), resources)
     if here is not None and here.is_file:
         return here
-    return find(host, f"/dev/{disk.params}", resources) or here
+    there = find(host, f"/dev/{disk.params}", resources)
+    if there is None and here is not None and here.is_block_device:
+        raise HotplugError(f"/dev/{disk.params} does not exist.")
+    return there or here
 
 
 def find(host: Host, path: str, resources: ExitStack) -> Located | None:

@@ -1,0 +1,64 @@
+"""For every rule a scenario that cannot do without it."""
+
+from __future__ import annotations
+
+from differential import scenario as a
+
+TWO = (a.Guest("/vm/a"), a.Guest("/vm/b"))
+FILE = (a.File(b"disk"),)
+DEVICE = (a.Device(b"disk"),)
+ADD, AGAIN, REMOVE = a.Add(0), a.Add(1), a.Remove(0)
+
+
+def one(entries: tuple[a.Entry, ...], disk: a.Disk, *operations: a.Operation) -> a.Scenario:
+    return a.Scenario(entries, TWO, (disk,), operations)
+
+
+def two(
+    entries: tuple[a.Entry, ...],
+    first: a.Disk,
+    second: a.Disk,
+    *operations: a.Operation,
+    guests: tuple[a.Guest, ...] = TWO,
+) -> a.Scenario:
+    return a.Scenario(entries, guests, (first, second), operations)
+
+
+EXAMPLES = {
+    "D26": one(FILE, a.Disk(), REMOVE),
+    "D21": one(FILE, a.Disk(error=b"it went wrong earlier"), ADD),
+    "D18": one(FILE, a.Disk(), a.Delete(0), ADD, REMOVE),
+    "D04": one(FILE, a.Disk(mode=None), ADD),
+    "D20": one(DEVICE, a.Disk(holding=a.Holding(0)), ADD),
+    "D17": one(DEVICE, a.Disk(state=b"5"), ADD),
+    "D01": one((a.Link(b"disk"),), a.Disk(), ADD),
+    "F34": one(DEVICE, a.Disk(a.Named(0, "dev")), ADD),
+    "D30": one((a.File(b"\xff"),), a.Disk(), ADD, REMOVE),
+    "D28": one((a.Device(b"my disk"),), a.Disk(), ADD),
+    "D55": one((a.File(b"disk", sealed=True),), a.Disk(), ADD),
+    "D02": two(FILE, a.Disk(), a.Disk(guest=1), ADD, AGAIN),
+    "D03": two(
+        (a.File(b"disk"), a.Device(b"part", over=0, offset=4096)),
+        a.Disk(a.Named(1)),
+        a.Disk(guest=1),
+        ADD,
+        AGAIN,
+    ),
+    "D10": two(
+        DEVICE, a.Disk(), a.Disk(guest=1), ADD, AGAIN, guests=(a.Guest(None), a.Guest(None))
+    ),
+    "D11": two(DEVICE, a.Disk(mode=b"w!"), a.Disk(mode=b"r", guest=1), ADD, AGAIN),
+    "D12": two(
+        DEVICE,
+        a.Disk(),
+        a.Disk(guest=1),
+        ADD,
+        AGAIN,
+        guests=(a.Guest("/vm/a-1"), a.Guest("/vm/a")),
+    ),
+    "D13": two(DEVICE, a.Disk(), a.Disk(guest=1), ADD, a.Add(1, bare="XENBUS_TYPE")),
+    "D06": one(FILE, a.Disk(), ADD, a.Unlink(0), REMOVE),
+    "F63": one(FILE, a.Disk(), REMOVE),
+    "D09": one(FILE, a.Disk(), ADD, REMOVE, a.Reuse(0), REMOVE),
+    "D56": one(FILE, a.Disk(), ADD, a.Delete(0)),
+}

@@ -60,13 +60,14 @@ def run(
     own = dataclasses.replace(host, deadline=deadline)
     try:
         (handler or table.handler(event))(own, event)
-    except ConnectionError:
-        raise  # the store is gone, and with it all we know: start again
     except HotplugError as error:
         if deadline.was_taken:
             return Outcome(error.exit_code)  # whoever took it has answered
         return fail(host, logs, event, error, deadline)
     except OSError as error:
+        if isinstance(error, ConnectionError) and error.filename is None:
+            raise  # the store is gone, and with it all we know: start again
+        # A file's own file system may have lost its connection too (FUSE: ECONNABORTED).
         if deadline.was_taken:
             return Outcome(1)
         return fail(host, logs, event, HotplugError(sentence(event, error)), deadline)

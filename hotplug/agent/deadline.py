@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hotplug.errors import AbandonedError, DeadlineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
 GRACE = 0.25  # seconds for a worker that does not hang to say itself what took so long
@@ -27,18 +28,20 @@ class Phase(enum.Enum):
     COMMITTING = enum.auto()
     EXPIRED = enum.auto()
     ABANDONED = enum.auto()
+    DONE = enum.auto()
 
 
 class EventDeadline:
     """A clock and a flag, shared by the worker and by whoever gives it up."""
 
-    __slots__ = ("_mutex", "_phase", "committed", "end", "seconds", "started", "what")
+    __slots__ = ("_mutex", "_phase", "committed", "end", "note", "seconds", "started", "what")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.started = time.monotonic()
         self.end = self.started + seconds
         self.what = "waiting for its turn"
+        self.note: Callable[[], object] | None = None  # called when that, or the phase, changes
         self.committed = False  # whether this run has written the device to the store
         self._phase = Phase.RUNNING
         self._mutex = threading.Lock()
@@ -58,6 +61,8 @@ class EventDeadline:
 
     def stage(self, what: str) -> None:
         self.what = what
+        if self.note is not None:
+            self.note()
 
     def error(self) -> DeadlineError:
         return DeadlineError(f"gave up after {self.seconds:.0f} s while {self.what}")
@@ -69,6 +74,8 @@ class EventDeadline:
         with self._mutex:
             self.check()
             self._phase = Phase.COMMITTING
+        if self.note is not None:
+            self.note()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.committed = kind is None
@@ -81,6 +88,14 @@ class EventDeadline:
     def abandon(self) -> bool:
         """The same, because nobody waits for the event."""
         return self._take(Phase.ABANDONED)
+
+    def finish(self) -> bool:
+        """The work is done: it cannot be taken any more. False if it was."""
+        return self._take(Phase.DONE)
+
+    @property
+    def may_be_committed(self) -> bool:
+        return self.committed or self._phase is Phase.COMMITTING
 
     def _take(self, phase: Phase) -> bool:
         with self._mutex:

@@ -75,7 +75,8 @@ def run(
         logs.traceback(event.script)
         bug = HotplugError(f"{event.action} failed: {type(error).__name__}: {error}")
         return fail(host, logs, event, bug, deadline)
-    return DONE
+    # If it was taken, whoever took it has reported a failure: what is there now is to go again.
+    return DONE if deadline.finish() else Outcome(1)
 
 
 def sentence(event: Event, error: OSError) -> str:

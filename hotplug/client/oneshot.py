@@ -2,8 +2,8 @@
 
 Same handlers, same outcome, no indexes: sharing is looked up by reading the store through. The
 thin client execs this, so what is imported here is paid for by every disk; a test holds the list.
-A thread does the work while the main thread watches the clock, because a worker that hangs in
-the kernel cannot be interrupted, and the toolstack's SIGKILL would leave no text.
+A child does the work while this process watches the clock, because what hangs in the kernel
+cannot be interrupted, and the toolstack's SIGKILL would leave no text.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from hotplug.agent import dispatch, host
 from hotplug.agent.deadline import GRACE, EventDeadline
 from hotplug.agent.dispatch import Outcome
 from hotplug.agent.logs import Logs, to_stderr
-from hotplug.client import wire
+from hotplug.client import child, wire
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Event
 from hotplug.invocation import Invocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from hotplug.client.child import Tell
+    from hotplug.config import Config
     from hotplug.ports import Host
 
-LOOK_AGAIN = 0.1  # seconds
-LAST_WORDS = 1.0  # seconds to report a failure, and to undo; the toolstack's 40 s are near
+LAST_WORDS = 1.0  # seconds to end the work, and to report the failure; the 40 s are near
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,16 +59,14 @@ def invoke(invocation: Invocation) -> Outcome:
             invocation.event()  # a wrong call is refused before anything is opened
         except HotplugError as error:
             return dispatch.failed(logs, invocation.script, error)
-    try:
-        built = host.build(settings)
-    except OSError as error:
-        problem = HotplugError(f"xenstore cannot be reached: {error}; does this host run Xen?")
-        return dispatch.failed(logs, invocation.script, problem)
     deadline = EventDeadline(settings.deadline)
     deadline.started_before(process_age())
-    return bounded(
-        lambda: work(built, logs, invocation, deadline), built, logs, invocation, deadline
-    )
+    worker = child.start(lambda tell: in_child(settings, logs, invocation, deadline, tell))
+    answer = worker.answer(deadline.remaining() + GRACE)
+    if answer is None:
+        return give_up(settings, logs, invocation, deadline, worker)
+    status, text = wire.unpack_reply(answer)
+    return Outcome(status, os.fsdecode(text))
 
 
 def process_age() -> float:
@@ -81,67 +80,75 @@ def process_age() -> float:
         return float(uptime.read().split()[0]) - began / os.sysconf("SC_CLK_TCK")
 
 
+def in_child(
+    settings: Config, logs: Logs, invocation: Invocation, deadline: EventDeadline, tell: Tell
+) -> bytes:
+    """The work. What takes long just now is told to the parent, should it have to give up."""
+    deadline.note = lambda: tell(b"%d%s" % (deadline.may_be_committed, os.fsencode(deadline.what)))
+    try:
+        built = host.build(settings)
+    except OSError as error:
+        problem = HotplugError(f"xenstore cannot be reached: {error}; does this host run Xen?")
+        outcome = dispatch.failed(logs, invocation.script, problem)
+    else:
+        outcome = work(built, logs, invocation, deadline)
+    return wire.pack_reply(outcome.status, os.fsencode(outcome.text))
+
+
 def work(built: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
     try:
         return dispatch.invoke(built, logs, invocation, deadline)
     except ConnectionError as error:
         outcome = dispatch.failed(logs, invocation.script, HotplugError(f"xenstore: {error}"))
         if not invocation.is_probe:
-            look_again(built, logs, invocation.event())
+            with contextlib.suppress(OSError):  # it may be back
+                reclaim(host.build(built.config), logs, invocation.event())
         return outcome
 
 
-def look_again(built: Host, logs: Logs, event: Event) -> None:
-    """The store broke off. If it is back, what it does not know of is taken back.
+def reclaim(built: Host, logs: Logs, event: Event) -> None:
+    """Take back what the store does not know of.
 
     Without an agent nobody else would do it before the next run for this device.
     """
-    with contextlib.suppress(OSError):
-        deadline = EventDeadline(built.config.deadline)
-        reclaim = Event(Action.RECLAIM, event.device, event.script)
-        dispatch.run(host.build(built.config), logs, reclaim, deadline)
+    again = Event(Action.RECLAIM, event.device, event.script)
+    dispatch.run(built, logs, again, EventDeadline(built.config.deadline))
 
 
-def bounded(
-    task: Callable[[], Outcome],
-    built: Host,
+def give_up(
+    settings: Config,
     logs: Logs,
     invocation: Invocation,
     deadline: EventDeadline,
+    worker: child.Child,
 ) -> Outcome:
-    """Wait for the work as long as the event may take."""
-    worker, outcome = begin(task)
-    worker.join(deadline.remaining() + GRACE)
-    patience = LAST_WORDS
-    while worker.is_alive() and patience > 0 and not deadline.expire():
-        worker.join(LOOK_AGAIN)  # it is writing to the store just now
-        patience -= LOOK_AGAIN
-    late = deadline.error()
-    if worker.is_alive() and not deadline.was_taken:
-        # The store hangs in the commit. What comes of it, it alone will know.
-        return Outcome(late.exit_code, str(late))
-    if not deadline.was_taken:
-        return outcome[0] if outcome else Outcome(1, "xen-hotplug: a bug ended this run")
+    """The work takes too long, or somebody killed it: leave the failure in the store, and go."""
+    deadline.committed, what = worker.note[:1] == b"1", os.fsdecode(worker.note[1:])
+    deadline.stage(what or "starting")
+    late: HotplugError = deadline.error()
+    if deadline.remaining() > 0:
+        late = HotplugError(f"the run was killed while {deadline.what}")
+    has_ended = worker.kill(LAST_WORDS)
     if invocation.is_probe:
         return Outcome(2, str(late))
+    told: list[Outcome] = []
+
+    def report() -> None:
+        event = invocation.event()
+        with contextlib.suppress(OSError):
+            built = host.build(settings)
+            told.append(dispatch.fail(built, logs, event, late, deadline))
+            if has_ended:
+                reclaim(built, logs, event)
+
     # The store may be what hangs; then the text on stderr has to do.
-    event = invocation.event()
-    report, told = begin(lambda: dispatch.fail(built, logs, event, late, deadline))
-    report.join(LAST_WORDS)
-    if told:
-        worker.join(LAST_WORDS)  # if it does not hang any more it takes back what it attached
-    return told[0] if told else Outcome(late.exit_code, str(late))
-
-
-def begin(task: Callable[[], Outcome]) -> tuple[threading.Thread, list[Outcome]]:
-    """Run something in a thread that may hang; its outcome, once there is one."""
-    outcome: list[Outcome] = []
-    thread = threading.Thread(target=lambda: outcome.append(task()), daemon=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
-    return thread, outcome
+    thread.join(LAST_WORDS)
+    return told[0] if told else dispatch.failed(logs, invocation.script, late)
 
 
 if __name__ == "__main__":
     status = main(sys.argv)
     sys.stdout.flush()
-    os._exit(status)  # a thread that hangs in the kernel must not keep us
+    os._exit(status)  # a thread that waits for the store must not keep us

@@ -91,10 +91,12 @@ def asking_oneshot(place, steps):
 
 @pytest.fixture
 def files(tmp_path):
-    """Where images are."""
+    """Where images are; a failed test shall not leave the next one its loop devices."""
     directory = tmp_path / "files"
     directory.mkdir()
-    return directory
+    yield directory
+    for loop in loops.below(directory):
+        loops.detach(loop.path)
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ def broken(place: Place, backends: Iterable[Backend], files: Path) -> list[str]:
     there = [backend for backend in backends if backend.exists]
     return [
         *_devices_that_are_none(there),
-        *_stuck_lock(place),
         *_torn_entries(place),
         *_lost_loops(place, there, files),
     ]
@@ -50,7 +49,7 @@ def unsettled(place: Place, backends: Iterable[Backend], files: Path) -> list[st
     entries = {key for key, entry in _entries(place).items() if entry is not None}
     left += [f"the journal has {key} for nobody" for key in sorted(entries - wanted)]
     left += [f"the journal has forgotten {key}" for key in sorted(wanted - entries)]
-    return left
+    return [*left, *_stuck_lock(place)]
 
 
 def _has_device(backend: Backend) -> bool:

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "hotplug.client": set(),
     "hotplug.client.ask": {WIRE, *VALUES},
     "hotplug.client.wire": set(),
+    "hotplug.client.child": set(),
     "hotplug.client.oneshot": EVERYTHING,
     "hotplug.agent.main": POLICY | MECHANISM,  # start-up
     "hotplug.agent.host": POLICY | MECHANISM,  # start-up

@@ -35,7 +35,8 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)  # from open
 def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> Attach:
     """Open the file that was found under ``located`` with the access that the mode needs."""
     path, file_id = located.real_path, located.file_id
-    backing = resources.enter_context(open_backing(host, disk.mode, located))
+    backing = open_backing(host, disk.mode, located)
+    resources.callback(close, backing)
 
     def refuse_sharing() -> None:
         refuse_file(host, disk.device, disk.frontend, path, file_id, disk.mode)
@@ -48,6 +49,7 @@ def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> A
         refuse_replaced(located)
 
         def verify() -> None:
+            host.deadline.stage(f"looking at {path} once more")
             now = host.loops.get(loop.number)
             if now is None or (now.backing, now.reference) != (file_id, loop.reference):
                 raise HotplugError(f"{loop.path} was taken away while {path} was being attached")
@@ -97,6 +99,12 @@ def open_backing(host: Host, mode: Mode, located: Located) -> BinaryIO:
         if mode.writes and error.errno in READ_ONLY:
             raise DeviceBusyError(f"{refusal} ({error.strerror})") from error
         raise HotplugError(f"{located.path} cannot be opened: {error.strerror}") from error
+
+
+def close(backing: BinaryIO) -> None:
+    """A file system may have died meanwhile and say so now; we have written nothing."""
+    with contextlib.suppress(OSError):
+        backing.close()
 
 
 def attach_loop(
@@ -161,6 +169,7 @@ def detach(host: Host, device: Device, attachment: Attachment) -> None:
     """Unbind what the journal names; a run that died may not have got to noting the number."""
     facts = attachment.facts
     file_id = FileId(int(facts["device"]), int(facts["inode"]))
+    host.deadline.stage(f"detaching {facts['path']} from its loop device")
     if "loop" in facts:
         detach_loop(host, device, file_id, int(facts["loop"]))
         return

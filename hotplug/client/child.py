@@ -1,0 +1,101 @@
+"""Work in a child process, which can be left behind. Imports nothing of ours.
+
+A thread that hangs in the kernel keeps its process from ending, even when that is killed: FUSE and
+dead disks wait for an answer, whatever happens (Linux 6.18, request_wait_answer in fs/fuse/dev.c).
+Whoever started a process waits for its end. So the work is done by a child, and its parent
+can answer and go in time. When the parent goes, or is killed, the child is killed, too; whatever
+it was doing in the kernel comes to its end, and nothing follows.
+"""
+
+from __future__ import annotations
+
+import _socket  # the C half of socket, whose Python half takes 4 ms to import
+import os
+import signal
+import time
+from _thread import start_new_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    Tell: TypeAlias = Callable[[bytes], None]
+
+NOTE, ANSWER = b"n", b"a"  # what a message begins with
+LARGEST_MESSAGE = 65537  # bytes: a packet of wire.py, and one more
+DYING = 0.005  # seconds between two looks at a child that was killed
+
+
+class Child:
+    """A child at work, as its parent knows it."""
+
+    __slots__ = ("_socket", "note", "pid")
+
+    def __init__(self, pid: int, connection: _socket.socket) -> None:
+        self.pid = pid
+        self.note = b""  # the last one
+        self._socket = connection
+
+    def answer(self, seconds: float) -> bytes | None:
+        """Wait for the end of the work; None if it takes longer, or if the child has died."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            try:
+                message = self._socket.recv(LARGEST_MESSAGE)
+            except TimeoutError:
+                break
+            if not message:
+                break
+            if message[:1] == ANSWER:
+                os.waitpid(self.pid, 0)
+                return message[1:]
+            self.note = message[1:]
+        return None
+
+    def kill(self, seconds: float) -> bool:
+        """End the child; False if that takes longer, because it hangs in the kernel."""
+        os.kill(self.pid, signal.SIGKILL)
+        until = time.monotonic() + seconds
+        while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > until:
+                return False
+            time.sleep(DYING)
+        return True
+
+
+def start(work: Callable[[Tell], bytes]) -> Child:
+    """Let a child do it; ``work`` gets a function that tells its parent a note."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return Child(pid, ours)
+    try:
+        ours.close()
+        let_go_of_caller()
+        start_new_thread(follow_parent, (theirs,))
+        theirs.send(ANSWER + work(lambda note: tell(theirs, note)))
+    finally:
+        os._exit(0)
+
+
+def let_go_of_caller() -> None:
+    """Who reads what our parent says waits until nobody can say anything any more."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+
+
+def tell(parent: _socket.socket, note: bytes) -> None:
+    try:
+        parent.send(NOTE + note)
+    except OSError:
+        os._exit(1)  # it has gone
+
+
+def follow_parent(parent: _socket.socket) -> None:
+    """Our parent never says anything; that it has gone is the end of this connection."""
+    parent.recv(1)
+    os._exit(1)

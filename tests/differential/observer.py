@@ -233,7 +233,7 @@ def dump(store: Store, root: str) -> dict[str, bytes]:
         for path in level:
             names = store._answer(path.encode()).split(b"\0")[:-1]
             value = store._answer(path.encode())
-            is_branch = path.startswith(BASE) and path.count("/") < DEPTH
+            is_branch = f"{path}/".startswith(f"{ROOT}/0/") and path.count("/") < DEPTH
             if value or not (names or is_branch):
                 found[path] = value
             below += [f"{path}/{name.decode()}" for name in names]

@@ -16,9 +16,6 @@ from differential.observation import BASE, differences
 from differential.rules import RULES, explain
 from hypothesis import event, given, settings
 
-# Under `make soak` until the example of D18 can be played on stock's side as well.
-pytestmark = pytest.mark.soak
-
 COMMON = settings(deadline=None, database=None, print_blob=True, report_multiple_bugs=False)
 
 AGENT = pytest.mark.parametrize("sides", ["agent"], indirect=True, scope="module")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from hotplug.events import Device
-    from hotplug.ports import FileId, Holder, Host, Mount, Number, Store
+    from hotplug.ports import FileId, Holder, Host, Loop, Mount, Number, Store
 
 
 class User(enum.Enum):
@@ -101,7 +101,8 @@ def refuse_device(
     host: Host, device: Device, domid: int, path: str, number: Number, wanted: Mode
 ) -> None:
     """DeviceBusyError if a block device is in use in a way that forbids ``wanted``."""
-    user = _user(host, device, domid, number, wanted, host.holders.of(device.kind, number))
+    holders = host.holders.of(device.kind, number)
+    user = _user(host, device, domid, wanted, host.mounts.of(number), holders)
     if user is not None:
         raise busy(f"Device {path} is mounted ", wanted, user)
 
@@ -109,23 +110,32 @@ def refuse_device(
 def refuse_file(
     host: Host, device: Device, domid: int, path: str, file_id: FileId, wanted: Mode
 ) -> None:
-    """DeviceBusyError if any loop device over this file forbids ``wanted``.
-
-    A loop device that carries the reference of another backend of ours was given on since: an
-    old backend that still names its number is not a user any more.
-    """
+    """DeviceBusyError if any loop device over this file forbids ``wanted``; mounts come first."""
     if wanted is Mode.FORCED:
         return
-    for loop in host.loops.bound_to(file_id):
-        holders = host.holders.of(device.kind, loop.device_number)
-        if loop.reference.startswith(host.instance.encode() + b":"):
-            holders = [h for h in holders if reference(host, h.device) == loop.reference]
-        user = _user(host, device, domid, loop.device_number, wanted, holders)
+    loops = host.loops.bound_to(file_id)
+    uses: list[tuple[Loop, Sequence[Mount], Sequence[Holder]]]
+    uses = [(loop, host.mounts.of(loop.device_number), ()) for loop in loops]
+    uses += [(loop, (), _holders(host, device, loop)) for loop in loops]
+    for loop, mounts, holders in uses:
+        user = _user(host, device, domid, wanted, mounts, holders)
         if user is not None:
             prefix = (
                 f"File {path} is loopback-mounted through {loop.device_number},\nwhich is mounted "
             )
             raise busy(prefix, wanted, user)
+
+
+def _holders(host: Host, device: Device, loop: Loop) -> Sequence[Holder]:
+    """The backends that hold a loop device.
+
+    One that carries the reference of another backend of ours was given on since: an old backend
+    that still names its number is not a user any more.
+    """
+    holders = host.holders.of(device.kind, loop.device_number)
+    if loop.reference.startswith(host.instance.encode() + b":"):
+        return [holder for holder in holders if reference(host, holder.device) == loop.reference]
+    return holders
 
 
 def reference(host: Host, device: Device) -> bytes:
@@ -134,7 +144,12 @@ def reference(host: Host, device: Device) -> bytes:
 
 
 def _user(
-    host: Host, device: Device, domid: int, number: Number, wanted: Mode, holders: Sequence[Holder]
+    host: Host,
+    device: Device,
+    domid: int,
+    wanted: Mode,
+    mounts: Sequence[Mount],
+    holders: Sequence[Holder],
 ) -> User | None:
     others = [holder for holder in holders if holder.device != device]
     me: Party | None = None
@@ -145,4 +160,4 @@ def _user(
             me = Party.read(host.store, domid)
         return same_vm(me, Party.read(host.store, holder.device.domid))
 
-    return user_in_conflict(wanted, host.mounts.of(number), others, is_same_vm)
+    return user_in_conflict(wanted, mounts, others, is_same_vm)

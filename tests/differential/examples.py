@@ -36,6 +36,7 @@ EXAMPLES = {
     "D30": one((a.File(b"\xff"),), a.Disk(), ADD, REMOVE),
     "D28": one((a.Device(b"my disk"),), a.Disk(), ADD),
     "D55": one((a.File(b"disk", sealed=True),), a.Disk(), ADD),
+    "D07": one(FILE, a.Disk(), ADD, a.Write(0, "physical-device", None), ADD),
     "D02": two(FILE, a.Disk(), a.Disk(guest=1), ADD, AGAIN),
     "D03": two(
         (a.File(b"disk"), a.Device(b"part", over=0, offset=4096)),
@@ -61,4 +62,46 @@ EXAMPLES = {
     "F63": one(FILE, a.Disk(), REMOVE),
     "D09": one(FILE, a.Disk(), ADD, REMOVE, a.Reuse(0), REMOVE),
     "D56": one(FILE, a.Disk(), ADD, a.Delete(0)),
+}
+
+# What the search has found once, and stays found.
+TWO_PARTS = (a.File(b"disk"), a.Device(b"part", over=0), a.Device(b"home", over=0, mounted="rw"))
+FOUND = {
+    "a second add does not ask for frontend-id": one(
+        FILE, a.Disk(), ADD, a.Write(0, "frontend-id", None), ADD
+    ),
+    "a relative device is one of /dev": one(
+        DEVICE, a.Disk(a.Named(0, "relative")), a.Add(0, inside=True)
+    ),
+    "a relative file is in the working directory": one(
+        FILE, a.Disk(a.Named(0, "relative")), a.Add(0, inside=True), REMOVE
+    ),
+    "mounts come first, whichever loop device they are of": two(
+        TWO_PARTS, a.Disk(a.Named(1)), a.Disk(guest=1), ADD, AGAIN
+    ),
+    "only one -1 is a suffix": two(
+        DEVICE,
+        a.Disk(),
+        a.Disk(guest=1),
+        ADD,
+        AGAIN,
+        guests=(a.Guest("/vm/a"), a.Guest("/vm/a-1-1")),
+    ),
+    "an empty vm is one that several may have": two(
+        DEVICE, a.Disk(), a.Disk(guest=1), ADD, AGAIN, guests=(a.Guest(""), a.Guest(""))
+    ),
+    "no name is an option": one(
+        (a.File(b"-r"),), a.Disk(a.Named(0, "relative")), a.Add(0, inside=True), REMOVE
+    ),
+    "what a pattern matches is another device": one(
+        (a.Device(b"[a]"), a.Device(b"a")), a.Disk(), ADD
+    ),
+    "what stock attached is taken back": one(FILE, a.Disk(), a.Inherit(0), REMOVE),
+    "what stock attached to a file that is gone": one(
+        FILE, a.Disk(), a.Inherit(0), a.Unlink(0), REMOVE
+    ),
+    "what stock attached is left alone once it is another file's": one(
+        FILE, a.Disk(), a.Inherit(0), REMOVE, a.Reuse(0), REMOVE
+    ),
+    "a backend is made anew": one(FILE, a.Disk(), ADD, a.Create(0), ADD, REMOVE),
 }

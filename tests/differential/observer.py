@@ -46,6 +46,7 @@ class Live:
     path: str
     number: str  # as physical-device spells it
     identity: tuple[int, int]  # of its file
+    sequence: str  # tells two bindings of one device apart
     bound: Bound
 
 
@@ -92,12 +93,12 @@ class Observer:
             status = status_of(path)
             if status is None:
                 continue
-            identity = status[:2]
+            identity, sequence = status[:2], disk_sequence(path)
             offset, size_limit, flags = status[3], status[4], status[8]
             file = self.files.get(identity, "unknown")
             known = before.get(path)
             number = spelled(os.stat(path).st_rdev)
-            if known is not None and (known.identity, known.bound.offset) == (identity, offset):
+            if known is not None and (known.identity, known.sequence) == (identity, sequence):
                 token = known.bound.token
             else:
                 self.made[file] = self.made.get(file, 0) + 1
@@ -112,7 +113,7 @@ class Observer:
                 autoclear=bool(flags & AUTOCLEAR),
                 backing=self.exact(backing.removesuffix(b" (deleted)")),
             )
-            self.live[path] = Live(path, number, identity, bound)
+            self.live[path] = Live(path, number, identity, sequence, bound)
 
     def wait_for_detached(self) -> None:
         """A loop device that others look into just now is unbound when they close it."""
@@ -205,6 +206,13 @@ def bound_below(folder: Path) -> list[tuple[str, bytes]]:
                 if backing.startswith(start):
                     found.append((f"/dev/{name}", backing))
     return sorted(found, key=lambda each: (len(each[0]), each[0]))
+
+
+def disk_sequence(path: str) -> str:
+    """A number that every binding changes; Linux 5.15."""
+    with contextlib.suppress(OSError), open(f"/sys/block/{path[5:]}/diskseq") as file:
+        return file.read().strip()
+    return ""
 
 
 def spelled(number: int) -> str:

@@ -177,6 +177,13 @@ def access_tried(step: Step, seen: Observation) -> Observation | None:
     return None
 
 
+def orphan_taken_back(step: Step, seen: Observation) -> Observation | None:
+    old = step.owned()
+    if is_fresh_add(step) and old is not None and seen.status == 0 and old in seen.loops:
+        return dataclasses.replace(seen, loops=seen.loops - {old})
+    return None
+
+
 def reads(**better: bool) -> Rule:
     """A rule for one thing that stock's sharing check gets wrong."""
     (name,) = better
@@ -243,6 +250,7 @@ RULES: dict[str, Rule] = {
     "D30": bytes_kept,
     "D28": words_kept,
     "D55": access_tried,
+    "D07": orphan_taken_back,
     "D02": reads(files=True),
     "D03": reads(offsets=True),
     "D10": reads(absent=True),

@@ -10,7 +10,7 @@ import dataclasses
 
 import pytest
 from differential import draw
-from differential.examples import EXAMPLES
+from differential.examples import EXAMPLES, FOUND
 from differential.lockstep import play
 from differential.observation import BASE, differences
 from differential.rules import RULES, explain
@@ -48,6 +48,12 @@ def test_a_oneshot_run_leaves_what_stock_leaves(sides, scenario):
 @given(scenario=draw.scenarios())
 def test_any_run_leaves_what_stock_leaves(sides, scenario):
     check(sides, scenario)
+
+
+@EITHER
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_before(sides, name):
+    play(sides, FOUND[name])
 
 
 def test_every_rule_has_an_example():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
-import subprocess
 
 import pytest
 from harness import leaks, loops, promises
@@ -54,14 +51,6 @@ def oneshot(place):
     end(runner)
 
 
-def attach(file):
-    """losetup asks for a free device and then binds it: others may be faster."""
-    for _ in range(20):
-        with contextlib.suppress(subprocess.CalledProcessError):
-            return loops.attach(file)
-    raise OSError(errno.EBUSY, "losetup lost every race for a loop device", str(file))
-
-
 def end(runner):
     runner.end_all()
     if runner.agent is not None and runner.agent.process.poll() is None:
@@ -95,8 +84,7 @@ def files(tmp_path):
     directory = tmp_path / "files"
     directory.mkdir()
     yield directory
-    for loop in loops.below(directory):
-        loops.detach(loop.path)
+    loops.detach_below(directory)
 
 
 @pytest.fixture
@@ -113,7 +101,7 @@ def file_disk(place, files):
 @pytest.fixture
 def phy_disk(place, tmp_path):
     """Make guests that read a block device: a loop device that the test attaches."""
-    device = attach(loops.make_file(tmp_path / "device.img"))
+    device = loops.attach(loops.make_file(tmp_path / "device.img"))
     yield lambda mode="r": Guest(place.store).disk(device, mode)
     loops.detach(device)
 

@@ -26,8 +26,7 @@ def dead_mounts(place, files):
             mounts.enter_context(hangfs.mounted(files / f"mount{number}"))
             for number in range(count)
         ]
-        for loop in loops.below(files):  # while they can be told by their names
-            loops.detach(loop.path)
+        loops.detach_below(files)  # while they can be told by their names
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from harness import loops
 from harness.bindings import binding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
     from pathlib import Path
 
     from harness.guests import Backend
@@ -25,17 +25,24 @@ if TYPE_CHECKING:
 CLOSED = b"6"
 
 
-def broken(place: Place, backends: Iterable[Backend], files: Path) -> list[str]:
-    """What is true at every moment, even when somebody was killed and nobody has tidied up."""
+def broken(
+    place: Place, backends: Iterable[Backend], files: Path, others: Container[str] = ()
+) -> list[str]:
+    """What is true at every moment, even when somebody was killed and nobody has tidied up.
+
+    ``others`` are loop devices that are none of our business.
+    """
     there = [backend for backend in backends if backend.exists]
     return [
         *_devices_that_are_none(there),
         *_torn_entries(place),
-        *_lost_loops(place, there, files),
+        *_lost_loops(place, there, files, others),
     ]
 
 
-def unsettled(place: Place, backends: Iterable[Backend], files: Path) -> list[str]:
+def unsettled(
+    place: Place, backends: Iterable[Backend], files: Path, others: Container[str] = ()
+) -> list[str]:
     """What is true besides when everybody has tidied up."""
     there = [backend for backend in backends if backend.exists]
     nodes = {_key(b): b.read("node") for b in there if _has_device(b)}
@@ -43,7 +50,7 @@ def unsettled(place: Place, backends: Iterable[Backend], files: Path) -> list[st
     left = [
         f"{loop.path} is bound to {loop.backing} and no backend names it"
         for loop in loops.below(files)
-        if loop.path.encode() not in nodes.values()
+        if loop.path.encode() not in nodes.values() and loop.path not in others
     ]
     # An empty entry is nothing attached: somebody was killed who held it, or is at work.
     entries = {key for key, entry in _entries(place).items() if entry is not None}
@@ -99,12 +106,16 @@ def _torn_entries(place: Place) -> Iterator[str]:
             yield f"the journal has nonsense for {key}: {entry}"
 
 
-def _lost_loops(place: Place, backends: Iterable[Backend], files: Path) -> Iterator[str]:
+def _lost_loops(
+    place: Place, backends: Iterable[Backend], files: Path, others: Container[str]
+) -> Iterator[str]:
     """Whoever comes next can tell for whom a loop device was bound."""
     known = {f":{key}" for key in _entries(place)} | {f":{_key(backend)}" for backend in backends}
     for loop in loops.below(files):
         bound = binding(loop.path)
-        if bound is not None and not any(bound.reference.endswith(key) for key in known):
+        if bound is None or loop.path in others:
+            continue
+        if not any(bound.reference.endswith(key) for key in known):
             yield f"{loop.path}, bound to {loop.backing} as {bound.reference!r}, is forgotten"
 
 

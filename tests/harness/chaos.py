@@ -201,7 +201,7 @@ class Chaos:
     # What they are made of.
 
     def is_busy(self, disk: Disk, before: list[Operation]) -> bool:
-        """Whether this burst has an operation for the disk already; then this one does not count."""
+        """Whether this burst has one for the disk already; then this one does not count."""
         busy = disk.goes or any(other.disk is disk for other in before)
         self.done -= busy
         return busy

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Event
 from hotplug.handlers import table
+from hotplug.handlers.disk import retraction
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from hotplug.invocation import Invocation
     from hotplug.ports import Host, Snapshot
 
-RETRACTED = ("physical-device", "physical-device-path", "node")  # of an add that failed after all
 MAX_TEXT = 2000  # bytes; a xenstore message holds 4,096 with the path, and people read this
 
 
@@ -108,8 +108,8 @@ def report(store: Snapshot, event: Event, error: HotplugError, *, retract: bool)
     if store.read_many([base]) == [None]:
         return
     text = os.fsencode(str(error))[:MAX_TEXT]
-    changes = [Write(f"{base}/{key}", None) for key in RETRACTED if retract]
-    changes += [
+    changes = [
+        *(retraction(event.device) if retract else ()),
         Write(f"{base}/hotplug-error", text),
         Write(f"{base}/hotplug-status", (error.status or "error").encode()),
     ]

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import BackendGoneError, HotplugError
-from hotplug.handlers.disk import CONNECTED, INIT_WAIT, Disk, refuse_state
+from hotplug.handlers.disk import CONNECTED, INIT_WAIT, Disk, refuse_state, retraction
 from hotplug.handlers.targets import table
 from hotplug.ports import Write
 
@@ -91,6 +91,19 @@ def commit(host: Host, disk: Disk, attached: Attached, undo: contextlib.ExitStac
     except (ConnectionError, TimeoutError):
         if told:
             undo.pop_all()
+        raise
+    undo.callback(retract, host, disk.device, undo)
+
+
+def retract(host: Host, device: Device, undo: contextlib.ExitStack) -> None:
+    """The guest's keys go before the device does, which may be another guest's at once.
+
+    If the store does not let us, the disk stays as well.
+    """
+    try:
+        host.store.transaction(lambda store: store.apply(retraction(device)))
+    except OSError:
+        undo.pop_all()
         raise
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import BackendGoneError, HotplugError, MissingKeyError
+from hotplug.ports import Write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,7 @@ WISHES = (
     "physical-device",
 )
 ANSWERS = ("hotplug-status", "node")  # of use only where there is a device
+GIVEN = ("hotplug-status", "physical-device", "physical-device-path", "node")  # what an add writes
 
 
 class Mode(enum.Enum):
@@ -111,6 +113,11 @@ def keys_of(store: Store, device: Device, keys: tuple[str, ...]) -> dict[str, by
     base = device.path
     paths = [f"{base}/{key}" if key else base for key in keys]
     return dict(zip(keys, store.read_many(paths), strict=True))
+
+
+def retraction(device: Device) -> list[Write]:
+    """The changes after which a backend has no device any more."""
+    return [Write(f"{device.path}/{key}", None) for key in GIVEN]
 
 
 def missing(path: str, value: bytes | None) -> MissingKeyError:

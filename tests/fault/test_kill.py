@@ -6,11 +6,13 @@ agent that starts; a run without one) puts right what was left.
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
+from harness import loops
 from harness.locks import wait_until
-from harness.scenario import renew
+from harness.scenario import FEWEST_STEPS, renew
 
 
 def test_the_agent_dies(asking_agent, steps, scenario, holds, goes_on):
@@ -44,6 +46,33 @@ def test_the_client_dies(asking_agent, steps, scenario, holds, goes_on):
             assert run.wait().status == 0
         holds(backend, settled=True)
         goes_on(asking_agent, backend)
+
+
+@pytest.mark.parametrize("kind", ["asking_agent", "asking_oneshot"])
+def test_it_dies_while_it_takes_back(request, kind, steps, file_scenario, holds, goes_on, files):
+    """The guest was told already when the image turned out to be another one."""
+    runner = request.getfixturevalue(kind)
+    for number in itertools.count():
+        backend, run = file_scenario.stop_before(runner, "committing, left")
+        loops.make_file(files / "another").rename(os.fsdecode(backend.read("params")))
+        steps.go()
+        step = steps.walk(number)
+        if step is None:
+            break
+        if runner.agent is None:
+            run.kill()
+            holds(backend)
+        else:
+            runner.agent.kill()
+            holds(backend)
+            assert run.wait().status == 0
+            holds(backend)
+            runner.start_agent()
+        goes_on(runner, backend)
+    assert run.wait().status == 1
+    assert number > FEWEST_STEPS
+    holds(backend)
+    goes_on(runner, backend)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Thousands of random operations: add, remove, forced removals, deaths, changing images, others.
 
-It prints its seed; XEN_HOTPLUG_SEED=N plays the same operations again.
+The long run prints its seed; XEN_HOTPLUG_SEED=N plays the same operations again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from harness.chaos import Chaos
 MAX_DESCRIPTORS = 64  # of an idle agent: it has about 20
 
 
-def play(runner, files, operations):
-    seed = int(os.environ.get("XEN_HOTPLUG_SEED") or random.SystemRandom().randrange(1 << 32))
+def play(runner, files, operations, seed):
     print(f"XEN_HOTPLUG_SEED={seed}")
     chaos = Chaos(runner, files, random.Random(seed))
     chaos.begin()
@@ -28,9 +27,10 @@ def play(runner, files, operations):
 
 
 def test_two_thousand_operations(agent, files):
-    play(agent, files, 2_000)
+    play(agent, files, 2_000, seed=1)
 
 
 @pytest.mark.soak
 def test_ten_thousand_operations(agent, files):
-    play(agent, files, 10_000)
+    seed = int(os.environ.get("XEN_HOTPLUG_SEED") or random.SystemRandom().randrange(1 << 32))
+    play(agent, files, 10_000, seed)

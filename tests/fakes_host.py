@@ -51,7 +51,12 @@ def load_tool(name):
     return module
 
 
-TOOLS = {path.name: load_tool(path.name) for path in sorted(BIN.iterdir()) if not path.suffix}
+def is_tool(path):
+    """Python leaves a folder beside them."""
+    return path.is_file() and not path.suffix
+
+
+TOOLS = {path.name: load_tool(path.name) for path in sorted(BIN.iterdir()) if is_tool(path)}
 FAKETOOL = sys.modules["faketool"]
 
 

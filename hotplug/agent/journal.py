@@ -36,10 +36,10 @@ class FileEntry:
 
     __slots__ = ("_attachment", "_fd", "_path")
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, fd: int, size: int) -> None:
         self._path = path
         self._fd = fd
-        self._attachment = last_attachment(os.read(fd, 1 << 20))
+        self._attachment = last_attachment(os.read(fd, size)) if size else None
 
     @property
     def attachment(self) -> Attachment | None:
@@ -120,7 +120,7 @@ class FileJournal:
         if (ours.st_dev, ours.st_ino) != (named.st_dev, named.st_ino):
             os.close(fd)
             return None
-        return FileEntry(path, fd)
+        return FileEntry(path, fd, ours.st_size)
 
     def knows(self, device: Device) -> bool:
         """Whether there is an entry; cheap, and without waiting for whoever holds it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -154,3 +155,38 @@ def test_the_table_names_only_what_exists():
 )
 def test_the_test_sees_a_breach(importer, source):
     assert forbidden(importer, imports(ast.parse(source)))
+
+
+# What a one-shot run may load of ours, and of Python's own with what those bring along: each of
+# them costs every disk of a host without an agent.
+ONESHOT = {
+    "hotplug",
+    "hotplug.agent",
+    *(f"hotplug.agent.{name}" for name in ("deadline", "dispatch", "holders", "host", "journal")),
+    "hotplug.agent.logs",
+    *(f"hotplug.client{name}" for name in ("", ".child", ".oneshot", ".wire")),
+    *(f"hotplug.{name}" for name in ("config", "errors", "events", "invocation", "ports")),
+    *(f"hotplug.handlers{name}" for name in ("", ".block", ".disk", ".foreign", ".sharing")),
+    "hotplug.handlers.table",
+    *(f"hotplug.handlers.targets{name}" for name in ("", ".file", ".phy", ".table")),
+    *(module for module in MODULES if module.startswith(("hotplug.kernel", "hotplug.xenstore"))),
+} - {"hotplug.kernel.uevents", "hotplug.xenstore.alarm"}
+PYTHONS = (
+    *("__future__", "_socket", "ast", "collections.abc", "contextlib", "dataclasses", "errno"),
+    *("fcntl", "fnmatch", "functools", "json", "select", "signal", "struct", "threading", "typing"),
+    "zlib",
+)
+
+
+def loaded_by(code: str) -> set[str]:
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; {code}; print(*sys.modules)"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name for name in output.split() if name != "__main__"}
+
+
+def test_a_oneshot_run_loads_what_it_needs():
+    loaded = loaded_by(f"sys.path.append({str(TREE.parent)!r}); import hotplug.client.oneshot")
+    ours = {name for name in loaded if name.partition(".")[0] == "hotplug"}
+    assert ours - ONESHOT == set()
+    allowed = loaded_by(f"import {', '.join(PYTHONS)}")
+    assert loaded - ours - allowed == set()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hotplug.events import Device
 from hotplug.ports import Holder
@@ -27,6 +27,7 @@ BASE = "backend"
 KINDS = ("vbd", "vbd3", "tap")
 KEYS = ("physical-device", "mode", "params")
 EVERYTHING = None  # among what is stale: read all anew
+Guest: TypeAlias = tuple[str, int]  # kind and domid: among what is stale, all that we know of it
 MAX_ROUNDS = 1000  # a store that changes under us a thousand times within one refresh is broken
 
 
@@ -38,7 +39,7 @@ class StoreHolders:
         self._watched = False
         self._barrier: Callable[[], None] | None = None
         self._mutex = threading.Lock()  # of the index; never held by the callback
-        self._stale: deque[Device | None] = deque([EVERYTHING])  # its operations are atomic
+        self._stale: deque[Device | Guest | None] = deque([EVERYTHING])  # its operations are atomic
         self._holders: dict[Device, Holder] = {}
         self._by_number: defaultdict[tuple[str, bytes], dict[Device, Holder]] = defaultdict(dict)
 
@@ -55,11 +56,14 @@ class StoreHolders:
         """Note what a watch event makes stale. Returns the backend that came or went, if any."""
         parts = path.split("/")
         parts = parts[parts.index(BASE) :]
-        if len(parts) < 4:
+        if len(parts) < 3:
             if len(parts) == 1 or parts[1] in KINDS:
                 self._stale.append(EVERYTHING)
             return None
-        if parts[1] not in KINDS or not (parts[2].isdigit() and parts[3].isdigit()):
+        if parts[1] not in KINDS or not all(part.isdigit() for part in parts[2:4]):
+            return None
+        if len(parts) == 3:  # a guest's last device is gone; what is written has its own events
+            self._stale.append((parts[1], int(parts[2])))
             return None
         device = Device(parts[1], int(parts[2]), int(parts[3]))
         if len(parts) == 4:
@@ -80,7 +84,7 @@ class StoreHolders:
             # made stale is a round trip too, and may bring more.
             for _ in range(MAX_ROUNDS):
                 stale = self._take_stale()
-                if EVERYTHING in stale:
+                if stale is EVERYTHING:
                     self._read_everything()
                 elif stale or self._barrier is None:
                     self._read(stale)
@@ -88,19 +92,27 @@ class StoreHolders:
                     return
         raise OSError(f"xenstore keeps changing below {BASE}, its backends cannot be read")
 
-    def _take_stale(self) -> set[Device | None]:
-        stale: set[Device | None] = set()
+    def _take_stale(self) -> set[Device] | None:
+        """The devices to be read again; None (EVERYTHING) for all there are."""
+        stale: set[Device] = set()
+        everything = False
         while self._stale:
-            stale.add(self._stale.popleft())
-        return stale
+            item = self._stale.popleft()
+            if isinstance(item, Device):
+                stale.add(item)
+            elif item is EVERYTHING:
+                everything = True
+            else:
+                stale.update(d for d in self._holders if (d.kind, d.domid) == item)
+        return EVERYTHING if everything else stale
 
     def _read_everything(self) -> None:
         self._holders.clear()
         self._by_number.clear()
         self._read(list_backends(self._store, KINDS))
 
-    def _read(self, devices: Iterable[Device | None]) -> None:
-        ordered = [device for device in devices if device is not None]
+    def _read(self, devices: Iterable[Device]) -> None:
+        ordered = list(devices)
         paths = [f"{device.path}/{key}" for device in ordered for key in KEYS]
         values = self._store.read_many(paths or [f"{BASE}/vbd"])
         for index, device in enumerate(ordered):

@@ -51,6 +51,9 @@ static const char VARIABLES[] =
 	"XENBUS_PATH\0XENBUS_TYPE\0XENBUS_BASE_PATH\0ACTION\0UDEV_CALL\0script\0vif\0INTERFACE\0"
 	"netdev\0bridge\0ip\0dhcp\0type_if\0vifname\0mtu\0";
 
+/* What `xen-hotplug install` knows a copy of us by, also one of another version (dropins.py). */
+__attribute__((used)) static const char MARK[] = "xen-hotplug drop-in";
+
 /* -S: no .pth files, no other site directory; ours comes last, so that nothing shadows the
  * standard library. UTF-8 mode: names of files are the same bytes in every locale. _exit: a
  * thread that hangs in the kernel must not keep us, and tidying up takes time. */

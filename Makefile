@@ -21,7 +21,7 @@ SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
 # Debian packages. xen-utils stands for the xen-utils-VERSION of the release.
 BUILD_PACKAGES = gcc libc6-dev python3 python3-venv
 DEMO_PACKAGES = libudev1 mount util-linux xen-utils xen-utils-common xenstore-utils
-TEST_PACKAGES = $(DEMO_PACKAGES) e2fsprogs iproute2 nbdkit procps strace systemd
+TEST_PACKAGES = $(DEMO_PACKAGES) dpkg e2fsprogs iproute2 nbdkit procps strace systemd
 
 .PHONY: help
 help:  ## list what there is to do
@@ -149,10 +149,18 @@ install: $(VENV)/.requirements  ## command, scripts, units, settings; PREFIX and
 	done
 	@[ -e "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml" ] || \
 		install -m 644 etc/xen-hotplug.toml "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml"
-	@echo "The scripts for the toolstack are in $(LIBRARY)/hotplug/client/scripts"
+	@echo "The scripts for the toolstack are in $(LIBRARY)/hotplug/client/scripts."
+	@echo "\`xen-hotplug install' puts them in place of the stock ones."
 
+# Not while copies of ours are in use: without the library they fail where no agent answers, and
+# the command that puts the stock scripts back would be gone. To run it is not make's business:
+# it changes the host, and this may be one of several installations.
 .PHONY: uninstall
 uninstall:  ## remove what `make install` put there, but not settings that were changed
+	@used=$$(grep -lsF "$(LIBRARY)" "$(DESTDIR)$(SYSCONFDIR)/xen/scripts/"* | tr '\n' ' '); \
+	if [ -n "$$used" ]; then \
+		echo "Run \`xen-hotplug uninstall' first; still in use: $$used" >&2; exit 1; \
+	fi
 	@if cmp -s "$(DESTDIR)$(LIBRARY)/xen-hotplug.toml" "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml"; \
 	then rm -f "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml"; \
 	elif [ -e "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml" ]; \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -151,6 +152,26 @@ def test_units(tmp_path):
         ["systemd-analyze", "verify", *tmp_path.iterdir()], capture_output=True, check=False
     )
     assert (finished.returncode, finished.stderr.decode()) == (0, "")
+
+
+def test_uninstall_refuses_while_a_copy_is_in_use(prefix):
+    scripts = prefix / "etc/xen/scripts"
+    scripts.mkdir(parents=True)
+    copy = scripts / "block"
+    copy.write_bytes((prefix / "lib/xen-hotplug/hotplug/client/scripts/block").read_bytes())
+    (scripts / "block.stock").write_text("#!/bin/sh\n")
+    before = files(prefix)
+    finished = subprocess.run(
+        ["make", "uninstall", f"PREFIX={prefix}", f"SYSCONFDIR={prefix}/etc"],
+        cwd=TREE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode != 0
+    assert f"Run `xen-hotplug uninstall' first; still in use: {copy} " in finished.stderr
+    assert files(prefix) == before
+    shutil.rmtree(scripts.parent)
 
 
 # The last two take their installation away.

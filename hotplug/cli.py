@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _agent(commands)
     _block(commands)
     _mending(commands)
+    _installation(commands)
 
     status = commands.add_parser(
         "status",
@@ -162,3 +163,40 @@ def _mending(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command = commands.add_parser(name, help=short, description=long)
         command.add_argument("--dry-run", action="store_true", help="only say what would be done")
         command.set_defaults(run=f"{name}_all" if name == "reconcile" else name)
+
+
+def _installation(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, short, long in (
+        (
+            "install",
+            "put our scripts in place of the stock ones, and start the agent",
+            (
+                "Starts the agent, now and whenever the host boots, and puts our scripts in the"
+                " place of the stock ones, which stay beside them as NAME.stock; dpkg is told so."
+                " Guests may run and start meanwhile. Run it again after an upgrade."
+            ),
+        ),
+        (
+            "uninstall",
+            "put the stock scripts back, and stop the agent",
+            (
+                "Puts the stock scripts back as they were, removes ours, and stops the agent."
+                " Guests keep running; the stock scripts detach what ours attached."
+            ),
+        ),
+    ):
+        command = commands.add_parser(
+            name,
+            help=short,
+            description=f"{long} It can be interrupted: run again, either of install and uninstall"
+            " goes on from there.",
+        )
+        command.add_argument(
+            "--scripts",
+            metavar="DIR",
+            default="/etc/xen/scripts",
+            help="where the toolstack runs scripts from (default: %(default)s)",
+        )
+        command.add_argument("--no-unit", action="store_true", help="leave systemd alone")
+        command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        command.set_defaults(run="installation", action=name)

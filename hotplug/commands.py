@@ -36,7 +36,24 @@ def agent(arguments: argparse.Namespace) -> int:
 
 
 def scripts_dir(_: argparse.Namespace) -> int:
-    print(os.path.join(os.path.dirname(os.path.abspath(__file__)), "client", "scripts"))
+    print(our_scripts())
+    return 0
+
+
+def our_scripts() -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "client", "scripts")
+
+
+def installation(arguments: argparse.Namespace) -> int:
+    """Put our scripts in place of the stock ones, or take them back."""
+    from hotplug import installation as module  # noqa: PLC0415 - run once in a host's life
+
+    change = module.install if arguments.action == "install" else module.uninstall
+    folder = os.path.abspath(arguments.scripts)
+    for line in change(
+        folder, our_scripts(), dry_run=arguments.dry_run, unit=not arguments.no_unit
+    ):
+        print(line)
     return 0
 
 

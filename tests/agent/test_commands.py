@@ -10,6 +10,7 @@ import pytest
 from harness import locks, loops
 from harness.guests import Guest
 from harness.loops import make_file
+from harness.run import Runner
 
 
 @pytest.fixture(params=["agent", "no agent"])
@@ -20,7 +21,9 @@ def host(request, place):
     return request.getfixturevalue("oneshot")
 
 
-@pytest.mark.parametrize("words", [("--help",), ("block", "--help"), ("gc", "--help")])
+@pytest.mark.parametrize(
+    "words", [("--help",), *((word, "--help") for word in ("block", "gc", "install", "uninstall"))]
+)
 def test_help(command, words):
     code, out, err = command(*words)
     assert (code, err) == (0, "")
@@ -205,3 +208,29 @@ def test_no_store(command):
         assert (code, out) == (1, ""), words
         assert "/nonexistent/socket" in err
         assert err.count("\n") == 1, err
+
+
+def test_disks_of_running_guests_outlive_install_and_uninstall(
+    host, place, command, disk, tmp_path
+):
+    """Whoever attached a disk, whoever is in place then detaches it."""
+    toolstack = Runner("stock", place)  # runs what is in the folder, whosever it is
+    options = ("--scripts", str(place.scripts), "--no-unit")
+    folder = sorted(os.listdir(place.scripts))
+    old, new = disk("old.img"), disk("new.img")
+    assert toolstack.add(old).status == 0
+
+    code, out, err = command("install", *options)
+    assert (code, err) == (0, "")
+    assert f"{place.scripts}/block: now ours; the stock script is block.stock\n" in out
+    assert toolstack.run(new, "add").status == 0
+    assert toolstack.run(old, "remove").status == 0
+    assert [os.path.basename(loop.backing) for loop in loops.below(tmp_path)] == ["new.img"]
+
+    code, _, err = command("uninstall", *options)
+    assert (code, err) == (0, "")
+    assert sorted(os.listdir(place.scripts)) == folder
+    assert toolstack.run(new, "remove").status == 0
+    assert not loops.below(tmp_path)
+    place.store.remove(new.path)
+    assert command("gc")[0] == 0  # our notes of it

@@ -39,6 +39,8 @@ MAY_IMPORT = {
     "hotplug.cli": EVERYTHING,
     "hotplug.commands": EVERYTHING,  # cli's
     "hotplug.disks": EVERYTHING,  # cli's
+    "hotplug.installation": {"hotplug.dropins", *VALUES},  # cli's
+    "hotplug.dropins": VALUES,  # cli's
     "hotplug.client": set(),
     "hotplug.client.ask": {WIRE, *VALUES},
     "hotplug.client.wire": set(),

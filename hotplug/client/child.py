@@ -96,6 +96,11 @@ def tell(parent: _socket.socket, note: bytes) -> None:
 
 
 def follow_parent(parent: _socket.socket) -> None:
-    """Our parent never says anything; that it has gone is the end of this connection."""
-    parent.recv(1)
-    os._exit(1)
+    """Our parent never says anything; that it has gone is the end of this connection.
+
+    Or its reset, if the parent has not read all that we told it.
+    """
+    try:
+        parent.recv(1)
+    finally:
+        os._exit(1)

@@ -36,8 +36,12 @@ demo: $(VENV)/.project $(BUILD)/demo-packages  ## a guest's disks, by the stock 
 	@$(VENV)/bin/python tests/demo.py
 
 .PHONY: test
-test: venv $(BUILD)/test-packages  ## every test (as root)
+test: venv $(BUILD)/test-packages $(BUILD)/lab-packages  ## every test, on a real Xen too (as root)
 	$(VENV)/bin/pytest tests -m 'not soak'
+
+.PHONY: test-fast
+test-fast: venv $(BUILD)/test-packages  ## the same without the lab
+	$(VENV)/bin/pytest tests -m 'not soak' --ignore=tests/lab
 
 .PHONY: test-unit
 test-unit: venv  ## the tests that need no root
@@ -52,6 +56,25 @@ lint: venv  ## style and types
 .PHONY: bench
 bench: venv $(BUILD)/test-packages  ## how long events take, the stock scripts beside ours (as root)
 	$(VENV)/bin/python tests/bench/events.py
+
+# A real Xen in an emulator. XEN=4.20 chooses another release than 4.17.
+.PHONY: lab-test
+lab-test: venv $(BUILD)/lab-packages  ## the tests on a real Xen, in an emulator; XEN=4.17 or 4.20
+	$(VENV)/bin/pytest tests/lab
+
+.PHONY: lab-bench
+lab-bench: venv $(BUILD)/lab-packages  ## restoring a guest on it, the stock scripts beside ours
+	$(VENV)/bin/python tests/lab/bench.py
+
+.PHONY: lab-shell
+lab-shell: venv $(BUILD)/lab-packages  ## a console of its dom0
+	$(VENV)/bin/python tests/lab/shell.py
+
+.PHONY: lab-matrix
+lab-matrix:  ## lab-test and lab-bench on every release
+	for release in 4.17 4.20; do \
+		XEN=$$release $(MAKE) lab-test lab-bench || exit 1; \
+	done
 
 .PHONY: soak
 soak: venv $(BUILD)/test-packages  ## the long random run (as root)
@@ -94,6 +117,9 @@ $(BUILD)/demo-packages: Makefile
 
 $(BUILD)/test-packages: Makefile
 	$(call install_packages,$(TEST_PACKAGES))
+
+$(BUILD)/lab-packages: Makefile
+	$(call install_packages,$(LAB_PACKAGES))
 
 # The build's tools are found in PATH; the lock is for two terminals.
 PIP = PATH="$$PWD/$(VENV)/bin:$$PATH" flock $(BUILD)/lock \

@@ -1,0 +1,215 @@
+"""The benchmark of the mailing-list thread on a real Xen (``make lab-bench``).
+
+A paravirtual guest of 400 MB with four disks in files and one network card is restored from a save
+file in memory, by the stock scripts and by ours, in one boot, in turns. Compare the two columns of
+one run with each other: emulation makes processes dearer than hardware does.
+
+build/bench/lab.json (lab-4.20.json for another release than the default) holds
+
+    machine   xen, kernel (dom0's), rounds
+    note      which part of ours is still a stock script
+    restore   {"stock": {"wall_s": [...], "processes": [...], "hotplug_cpu_s": [...]}, "ours": {the
+              same}, "ratio": median wall of stock by median wall of ours}
+    restore_with_40_others, restore_four_at_once     the same
+    restore_without_devices                          {"wall_s", "processes", "hotplug_cpu_s"}
+    guest_disk   {"stock": {"read_s": [...], "write_s": [...]}, "ours": {the same}}
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from lab import hotplug
+from lab.guests import Disk, Guest
+from lab.image import TREE, BuildError, image
+from lab.machine import LabError, Machine
+from lab.releases import chosen
+
+ROUNDS = 3
+MEMORY = 400  # MB
+DISKS = 4
+OTHERS = 40
+AT_ONCE = 4
+NAMES = "block,vif-bridge,block.stock,vif-bridge.stock"  # of the scripts, as the kernel has them
+SAVE = "/tmp/bench.save"
+THROUGHPUT = 32  # MB
+FIGURES = ("wall_s", "processes", "hotplug_cpu_s")
+NOTE = "ours: disks natively; the network card by the stock vif-bridge"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SIDES = {"stock": hotplug.use_stock, "ours": hotplug.use_ours}
+
+
+@dataclass(slots=True)
+class Bench:
+    """A booted host, and what was measured on it."""
+
+    machine: Machine
+    rounds: int
+    results: dict[str, object] = field(default_factory=dict)
+
+    def run(self, *, core: bool = False) -> dict[str, object]:
+        """Play everything; ``core``: the restore alone."""
+        self.results["machine"] = {
+            "xen": self.machine.do("xl info xen_version").strip(),
+            "kernel": self.machine.do("uname -r").strip(),
+            "rounds": self.rounds,
+        }
+        self.results["note"] = NOTE
+        self.prepare()
+        bare = Guest(self.machine, "bench0", memory=MEMORY)
+        self.compare("restore", [self.guest(0)])
+        if not core:
+            self.results["restore_without_devices"] = self.play([bare])
+            with self.others():
+                self.compare(f"restore_with_{OTHERS}_others", [self.guest(0)])
+            self.compare("restore_four_at_once", [self.guest(n) for n in range(AT_ONCE)])
+            self.results["guest_disk"] = self.throughput()
+        return self.results
+
+    def guest(self, number: int) -> Guest:
+        disks = [Disk(f"xvd{LETTERS[d]}", f"/tmp/bench-{number}-{d}.img") for d in range(DISKS)]
+        return Guest(self.machine, f"bench{number}", disks, memory=MEMORY, address="10.99.0.2")
+
+    def prepare(self) -> None:
+        """Images, and a save file that all guests are restored from."""
+        for number in range(AT_ONCE):
+            for disk in range(DISKS):
+                self.machine.do(f"truncate -s 64M /tmp/bench-{number}-{disk}.img")
+        hotplug.use_ours(self.machine)
+        first = self.guest(0)
+        first.start()
+        self.machine.do(f"xl save {first.name} {SAVE}")
+
+    @contextlib.contextmanager
+    def others(self):
+        """A guest with many disks, beside those that are measured."""
+        hotplug.use_ours(self.machine)
+        names = [f"xvd{letter}" for letter in LETTERS] + [f"xvda{letter}" for letter in LETTERS]
+        disks = [Disk(name, f"/tmp/other-{name}.img") for name in names[:OTHERS]]
+        for disk in disks:
+            self.machine.do(f"truncate -s 1M {disk.target}")
+        other = Guest(self.machine, "others", disks)
+        other.start()
+        try:
+            yield
+        finally:
+            other.destroy()
+
+    def compare(self, case: str, guests: list[Guest]) -> None:
+        """Both sides in turns."""
+        found = {side: {name: [] for name in FIGURES} for side in SIDES}
+        for number in range(self.rounds):
+            for side in sorted(SIDES, reverse=bool(number % 2)):
+                SIDES[side](self.machine)
+                took = self.play(guests)
+                print(f"{case}, {side}: {took['wall_s']:.2f} s", file=sys.stderr, flush=True)
+                for name in FIGURES:
+                    found[side][name].append(took[name])
+        medians = {side: statistics.median(found[side]["wall_s"]) for side in SIDES}
+        self.results[case] = {**found, "ratio": round(medians["stock"] / medians["ours"], 2)}
+
+    def play(self, guests: list[Guest]) -> dict[str, float]:
+        """Restore guests at once, and destroy them."""
+        machine = self.machine
+        for guest in guests:
+            guest.write_config()
+        command = " & ".join(f"xl restore {guest.config_path} {SAVE}" for guest in guests)
+        if len(guests) > 1:
+            command += " & wait"
+        measured = machine.do(f"python3 -IS /lab/measure.py {NAMES} bash -c '{command}'", limit=400)
+        took = json.loads(measured)
+        there = machine.do("xl list").count("bench")
+        if took["status"] or there != len(guests):
+            raise LabError(f"{there} of {len(guests)} guests were restored: {took['said']}")
+        hotplug.destroy_guests(machine, "bench")
+        machine.wait_for("! losetup -a | grep -q /tmp/bench", "the disks are detached")
+        return {name: took[name] for name in FIGURES}
+
+    def throughput(self) -> dict[str, dict[str, list[float]]]:
+        """Seconds that a guest takes for its disk."""
+        found = {side: {"read_s": [], "write_s": []} for side in SIDES}
+        for number in range(self.rounds):
+            for side in sorted(SIDES, reverse=bool(number % 2)):
+                SIDES[side](self.machine)
+                guest = self.guest(0)
+                guest.start()
+                for name, files in (
+                    ("write_s", "if=/dev/zero of=/dev/xvda conv=fsync"),
+                    ("read_s", "if=/dev/xvda of=/dev/null"),
+                ):
+                    guest.run("echo 3 >/proc/sys/vm/drop_caches")
+                    said = guest.run(f"dd {files} bs=1M count={THROUGHPUT} 2>&1")
+                    seconds = re.search(r"copied, ([0-9.]+) seconds", said)
+                    found[side][name].append(float(seconds[1]))
+                guest.destroy()
+        return found
+
+
+def table(results: dict[str, object]) -> str:
+    """For people."""
+    machine = results["machine"]
+    host = f"Xen {machine['xen']}, Linux {machine['kernel']}, emulated, {machine['rounds']} rounds"
+    head = ("stock, s", "ours, s", "ratio", "processes", "CPU of hotplug, s")
+    lines = [f"{host}; medians. {results['note']}.", ""]
+    lines += ["{:28}{:>10}{:>10}{:>9}{:>13}{:>20}".format("", *head)]
+    for case, value in results.items():
+        if not case.startswith("restore"):
+            continue
+        title = case.replace("_", " ")
+        if "ours" not in value:
+            lines.append(f"{title:28}{value['wall_s']:>10.2f}{'':>19}{value['processes']:>13}")
+            continue
+        medians = {
+            side: {name: statistics.median(value[side][name]) for name in FIGURES} for side in SIDES
+        }
+        stock, ours = medians["stock"], medians["ours"]
+        processes = f"{stock['processes']:.0f} / {ours['processes']:.0f}"
+        cpu = f"{stock['hotplug_cpu_s']:.2f} / {ours['hotplug_cpu_s']:.2f}"
+        lines.append(
+            f"{title:28}{stock['wall_s']:>10.2f}{ours['wall_s']:>10.2f}"
+            f"{value['ratio']:>7.2f} x{processes:>13}{cpu:>20}"
+        )
+    if "guest_disk" in results:
+        for name in ("read_s", "write_s"):
+            stock, ours = (
+                THROUGHPUT / statistics.median(results["guest_disk"][side][name])
+                for side in ("stock", "ours")
+            )
+            lines.append(f"guest's disk, {name[:-2]:14}{stock:>7.1f} MB/s{ours:>7.1f} MB/s")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The thread's benchmark on a real Xen.")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
+    parser.add_argument("--core", action="store_true", help="the restore alone")
+    options = parser.parse_args()
+    release = chosen()
+    name = "lab.json" if release.xen == "4.17" else f"lab-{release.xen}.json"
+    path = TREE / "build" / "bench" / name
+    try:
+        with Machine(image(release)) as machine:
+            results = Bench(machine, options.rounds).run(core=options.core)
+    except (BuildError, LabError, AssertionError) as error:
+        print(f"lab-bench: {error}", file=sys.stderr)
+        return 1
+    print(table(results))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\nEvery figure: {os.path.relpath(path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

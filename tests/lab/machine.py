@@ -1,0 +1,212 @@
+"""A Xen host in an emulator: boots it, runs commands in its dom0, reads its consoles."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lab.image import Image
+
+BOOT_SECONDS = 240.0  # 20 on an idle machine
+COMMAND_SECONDS = 120.0
+MORE = 30.0  # seconds for dom0's own limit to strike first
+MEMORY = "6G"
+DOM0_MEMORY = "2G"
+SCRATCH = 32 << 20  # bytes of a block device for guests
+# With -cpu max dom0 dies in its first instructions: Xen 4.17 and SMAP do not agree in emulation.
+CPU = "qemu64,+svm,+npt"
+XEN_OPTIONS = (
+    f"dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY} dom0_max_vcpus=2 console=com1 com1=115200,8n1"
+    " loglvl=all guest_loglvl=all spec-ctrl=no"
+)
+LINUX_OPTIONS = "root=/dev/vda rw init=/lab-init console=hvc0 net.ifnames=0 mitigations=off quiet"
+
+
+class LabError(Exception):
+    """The lab itself does not work; a sentence for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command in dom0 came to; ``status`` is None if it took too long and was killed."""
+
+    command: str
+    status: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"$ {self.command}\n{self.stdout}{self.stderr}(status {self.status})"
+
+
+class Machine:
+    """A running host. Close it, or use it in a ``with`` statement."""
+
+    def __init__(
+        self, image: Image, *, options: Sequence[str] = (), interactive: bool = False
+    ) -> None:
+        self.image = image
+        self._interactive = interactive  # Xen's console is our terminal
+        self._directory = tempfile.TemporaryDirectory(prefix="lab-")
+        self._log = Path(self._directory.name) / "serial.log"
+        self._pending = b""
+        self._channel: socket.socket | None = None
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path = str(Path(self._directory.name) / "channel")
+        listener.bind(path)
+        listener.listen(1)
+        self._log.touch()
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self._command(path, options),
+                stdin=None if interactive else subprocess.DEVNULL,
+                stdout=None if interactive else log,
+                stderr=None if interactive else subprocess.STDOUT,
+            )
+        try:
+            listener.settimeout(BOOT_SECONDS)
+            self._channel, _ = listener.accept()
+            begin = time.monotonic()
+            self._line(BOOT_SECONDS, "dom0 did not come up")
+            self.boot_seconds = time.monotonic() - begin
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            listener.close()
+
+    def _command(self, channel: str, options: Sequence[str]) -> list[str]:
+        base = self.image.base
+        linux = " ".join((LINUX_OPTIONS, *options))
+        # Whoever started it is gone: so is it.
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg,thread=multi",
+        ]
+        command += ["-cpu", CPU, "-smp", "2"]
+        command += [
+            "-m",
+            MEMORY,
+            "-nic",
+            "none",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-monitor",
+            "none",
+        ]
+        command += [
+            "-serial",
+            "mon:stdio" if self._interactive else "stdio",
+            "-kernel",
+            str(base / "xen"),
+            "-append",
+            XEN_OPTIONS,
+        ]
+        command += ["-initrd", f"{base / 'vmlinuz'} {linux},{base / 'initrd.img'}"]
+        scratch = Path(self._directory.name) / "scratch"  # /dev/vdc
+        scratch.touch()
+        os.truncate(scratch, SCRATCH)
+        for path in (base / "root.img", self.image.payload, scratch):
+            command += ["-drive", f"file={path},if=virtio,format=raw,cache=unsafe,snapshot=on"]
+        command += ["-chardev", f"socket,id=lab,path={channel}", "-device", "virtio-serial"]
+        return [*command, "-device", "virtserialport,chardev=lab,name=xen-hotplug.lab"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Pull the plug. Nothing that happened in it lasts."""
+        if self._channel is not None:
+            self._channel.close()
+        self.process.kill()
+        self.process.wait()
+        self._directory.cleanup()
+
+    # Commands
+
+    def dom0(self, command: str, limit: float = COMMAND_SECONDS) -> Result:
+        """Run a shell command in dom0."""
+        request = json.dumps({"command": command, "limit": limit})
+        self._channel.settimeout(limit)
+        self._channel.sendall(request.encode() + b"\n")
+        answer = json.loads(self._line(limit + MORE, f"dom0 does not answer to: {command}"))
+        return Result(command, **answer)
+
+    def do(self, command: str, limit: float = COMMAND_SECONDS) -> str:
+        """The same for a command that has to succeed; what it prints."""
+        result = self.dom0(command, limit)
+        assert result.status == 0, str(result)
+        return result.stdout
+
+    def put(self, path: str, content: str) -> None:
+        """Write a file in dom0."""
+        self.do(f"printf %s {shlex.quote(content)} > {shlex.quote(path)}")
+
+    def wait_for(self, command: str, what: str, limit: float = COMMAND_SECONDS) -> None:
+        """Wait until a command succeeds; dom0 does the asking."""
+        loop = f"until {command}; do sleep 0.2; done"
+        result = self.dom0(loop, limit)
+        assert result.status == 0, f"{what}: not after {limit:.0f} s\n{self.dom0(command)}"
+
+    def _line(self, seconds: float, problem: str) -> bytes:
+        give_up = time.monotonic() + seconds
+        while b"\n" not in self._pending:
+            left = give_up - time.monotonic()
+            data = b""
+            if left > 0:
+                self._channel.settimeout(left)
+                try:
+                    data = self._channel.recv(1 << 20)
+                except TimeoutError:
+                    data = b""
+            if not data:
+                raise LabError(f"{problem}\n{self.serial()[-3000:]}")
+            self._pending += data
+        line, self._pending = self._pending.split(b"\n", 1)
+        return line
+
+    # Consoles and logs
+
+    def serial(self) -> str:
+        """What Xen and dom0's kernel said."""
+        return self._log.read_text(errors="replace")
+
+    def logs(self) -> str:
+        """Everything that may tell what went wrong, for the report of a failed test."""
+        parts = [f"--- Xen and dom0's kernel\n{self.serial()[-6000:]}"]
+        try:
+            parts.append(self.dom0(LOGS, 30).stdout)
+        except (LabError, OSError) as error:
+            parts.append(f"dom0 does not answer: {error}")
+        return "\n".join(parts)
+
+
+LOGS = """
+for command in 'xl list' 'xl dmesg | tail -n 40' 'losetup -a' 'dmesg | tail -n 30'; do
+    echo "--- $command"; bash -c "$command" 2>&1
+done
+for file in /var/log/xen/*.log /var/log/xen/console/*.log /run/agent.log; do
+    [ -e "$file" ] && { echo "--- $file"; tail -n 25 "$file"; }
+done
+true
+"""

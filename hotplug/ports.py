@@ -220,9 +220,15 @@ class Holders(Protocol):
         """Take in everything that was committed to the store before this call."""
         ...
 
-    def of(self, kind: str, number: Number) -> Sequence[Holder]: ...
+    def of(self, number: Number) -> Sequence[Holder]:
+        """The backends of any kind that have this device."""
+        ...
 
     def with_params(self, kind: str, matches: Callable[[bytes], bool]) -> Sequence[Holder]: ...
+
+    def hidden(self) -> Sequence[str]:
+        """Backends, guests (``backend/vbd/5``) and kinds that we may not read."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

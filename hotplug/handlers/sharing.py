@@ -3,16 +3,23 @@
 The rules are the stock scripts', as they were meant: a reader tolerates readers, a writer
 tolerates nobody, other vdevs and stubdomains of the same guest count as the same user, and
 ``w!`` asks nothing. Unlike stock, a holder in ``w!`` is a writer, a file is known by its
-filesystem device and inode, and two guests whose identity we may not read are two guests.
+filesystem device and inode, backends of every kind count, and two guests whose identity we may
+not read are two guests.
+
+A backend that we may not read (only in a driver domain, and put there by hand) cannot be ours to
+serve now, but it may have been. Who has a file is known without it: a loop device is bound to
+the file, and ours say for whom. So a file that nobody has may be had, and a device, of which only
+the store knows, may not until the backend can be read again.
 """
 
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hotplug.errors import DeviceBusyError
+from hotplug.errors import DeviceBusyError, HotplugError
 from hotplug.handlers.disk import Mode
 
 if TYPE_CHECKING:
@@ -101,10 +108,12 @@ def refuse_device(
     host: Host, device: Device, domid: int, path: str, number: Number, wanted: Mode
 ) -> None:
     """DeviceBusyError if a block device is in use in a way that forbids ``wanted``."""
-    holders = host.holders.of(device.kind, number)
+    holders = host.holders.of(number)
     user = _user(host, device, domid, wanted, host.mounts.of(number), holders)
     if user is not None:
         raise busy(f"Device {path} is mounted ", wanted, user)
+    if wanted is not Mode.FORCED:
+        refuse_unknown(host, domid, path)
 
 
 def refuse_file(
@@ -116,7 +125,7 @@ def refuse_file(
     loops = host.loops.bound_to(file_id)
     uses: list[tuple[Loop, Sequence[Mount], Sequence[Holder]]]
     uses = [(loop, host.mounts.of(loop.device_number), ()) for loop in loops]
-    uses += [(loop, (), _holders(host, device, loop)) for loop in loops]
+    uses += [(loop, (), _holders(host, loop)) for loop in loops]
     for loop, mounts, holders in uses:
         user = _user(host, device, domid, wanted, mounts, holders)
         if user is not None:
@@ -124,15 +133,39 @@ def refuse_file(
                 f"File {path} is loopback-mounted through {loop.device_number},\nwhich is mounted "
             )
             raise busy(prefix, wanted, user)
+    for loop in loops:
+        if loop.reference != reference(host, device):
+            refuse_unknown(host, domid, path, owner_path(host, loop))
 
 
-def _holders(host: Host, device: Device, loop: Loop) -> Sequence[Holder]:
+def refuse_unknown(host: Host, domid: int, path: str, owner: str | None = None) -> None:
+    """HotplugError if a backend of another guest may have this and we may not read it.
+
+    ``owner`` is the backend that has it if anybody has.
+    """
+    for hidden in host.holders.hidden():
+        if hidden.split("/")[2:3] == [str(domid)]:
+            continue  # our guest's own
+        if owner is None or f"{owner}/".startswith(f"{hidden}/"):
+            raise HotplugError(
+                f"{hidden} in xenstore may not be read by this domain, so nobody knows whether"
+                f" it has {path}; remove it or make it readable"
+            )
+
+
+def owner_path(host: Host, loop: Loop) -> str | None:
+    """The backend for which we bound a loop device; None if it is not ours."""
+    mark, found, key = os.fsdecode(loop.reference).rpartition(":")
+    return "backend/" + key.replace(".", "/") if found and mark == host.instance else None
+
+
+def _holders(host: Host, loop: Loop) -> Sequence[Holder]:
     """The backends that hold a loop device.
 
     One that carries the reference of another backend of ours was given on since: an old backend
     that still names its number is not a user any more.
     """
-    holders = host.holders.of(device.kind, loop.device_number)
+    holders = host.holders.of(loop.device_number)
     if loop.reference.startswith(host.instance.encode() + b":"):
         return [holder for holder in holders if reference(host, holder.device) == loop.reference]
     return holders

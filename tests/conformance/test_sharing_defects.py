@@ -125,6 +125,40 @@ def test_share_enumeration_error(driver_runner, guest, block_device):
     driver_runner.place.store.remove(parent)
 
 
+@F_DRIVER
+def test_share_hidden_backend_of_another_file(driver_runner, guest, image):
+    """89: a backend that we may not read does not stop what nobody has, nor let through more."""
+    store, domid = driver_runner.place.store, driver_runner.domid
+    hidden = guest().disk(image(), backend_domid=domid).path.rpartition("/")[0]
+    store.set_permissions(hidden, "n0")
+    file = image()
+    assert_ok(driver_runner, guest().disk(file, backend_domid=domid))
+    for _ in range(2):
+        disk = guest().disk(file, backend_domid=domid)
+        text = busy_file(file, loops.only_one(file).number, "w", "guest")
+        assert_busy(driver_runner, disk, text)
+    store.remove(hidden)
+
+
+@F_DRIVER
+def test_share_hidden_holder(driver_runner, guest, image):
+    """89: whose disk may not be read any more has it all the same."""
+    store, domid = driver_runner.place.store, driver_runner.domid
+    file = image()
+    holder = guest().disk(file, backend_domid=domid)
+    assert_ok(driver_runner, holder)
+    parent = holder.path.rpartition("/")[0]
+    store.set_permissions(parent, "n0")
+    for mode in ("r", "w"):
+        disk = guest().disk(file, mode, backend_domid=domid)
+        assert driver_runner.add(disk).status == 1
+        assert disk.read("hotplug-status") in (b"busy", b"error")
+        assert "physical-device" not in disk.tree()
+    assert_ok(driver_runner, guest().disk(file, "w!", backend_domid=domid))
+    store.set_permissions(parent, f"n{domid}")
+    assert driver_runner.add(guest().disk(file, backend_domid=domid)).status == 1
+
+
 def assert_one_succeeds(runner, guest, target):
     """Two VMs want to write to the same disk at the same time."""
     for _ in range(20 if runner.kind == "agent" else 4):

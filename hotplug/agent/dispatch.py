@@ -11,8 +11,8 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotplug.errors import HotplugError
-from hotplug.events import Action, Event
+from hotplug.errors import HotplugError, UsageError
+from hotplug.events import BASE, Action, Event
 from hotplug.handlers import table
 from hotplug.handlers.disk import retraction
 from hotplug.ports import Write
@@ -20,6 +20,7 @@ from hotplug.ports import Write
 if TYPE_CHECKING:
     from hotplug.agent.deadline import EventDeadline
     from hotplug.agent.logs import Logs
+    from hotplug.events import Device
     from hotplug.invocation import Invocation
     from hotplug.ports import Host, Snapshot
 
@@ -59,6 +60,7 @@ def run(
     """Handle an event, whatever happens."""
     own = dataclasses.replace(host, deadline=deadline)
     try:
+        refuse_elsewhere(host, event.device)
         (handler or table.handler(event))(own, event)
     except HotplugError as error:
         if deadline.was_taken:
@@ -77,6 +79,19 @@ def run(
         return fail(host, logs, event, bug, deadline)
     # If it was taken, whoever took it has reported a failure: what is there now is to go again.
     return DONE if deadline.finish() else Outcome(1)
+
+
+def refuse_elsewhere(host: Host, device: Device) -> None:
+    """UsageError for another domain's backend.
+
+    It has the numbers of one of ours, and with them its loop device and its line in the journal.
+    libxl too takes its own number from ``domid``; a domain 0 without a toolstack has none.
+    """
+    if device.base == BASE:
+        return
+    own = os.fsdecode(host.store.read("domid") or b"0")
+    if device.base != f"/local/domain/{own}/{BASE}":
+        raise UsageError(f"{device} belongs to another domain than ours, which is domain {own}")
 
 
 def sentence(event: Event, error: OSError) -> str:

@@ -155,8 +155,9 @@ def refuse_unknown(host: Host, domid: int, path: str, owner: str | None = None) 
 
 def owner_path(host: Host, loop: Loop) -> str | None:
     """The backend for which we bound a loop device; None if it is not ours."""
-    mark, found, key = os.fsdecode(loop.reference).rpartition(":")
-    return "backend/" + key.replace(".", "/") if found and mark == host.instance else None
+    if not loop.reference.startswith(mark(host)):
+        return None
+    return "backend/" + os.fsdecode(loop.reference.removeprefix(mark(host))).replace(".", "/")
 
 
 def _holders(host: Host, loop: Loop) -> Sequence[Holder]:
@@ -166,14 +167,19 @@ def _holders(host: Host, loop: Loop) -> Sequence[Holder]:
     that still names its number is not a user any more.
     """
     holders = host.holders.of(loop.device_number)
-    if loop.reference.startswith(host.instance.encode() + b":"):
+    if loop.reference.startswith(mark(host)):
         return [holder for holder in holders if reference(host, holder.device) == loop.reference]
     return holders
 
 
 def reference(host: Host, device: Device) -> bytes:
     """What a loop device of ours carries in lo_file_name, to be known again after a crash."""
-    return f"{host.instance}:{device.key}".encode()
+    return mark(host) + device.key.encode()
+
+
+def mark(host: Host) -> bytes:
+    """What the reference of every loop device of ours begins with."""
+    return f"{host.instance}:".encode()
 
 
 def _user(

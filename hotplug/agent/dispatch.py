@@ -18,6 +18,8 @@ from hotplug.handlers.disk import retraction
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hotplug.agent.deadline import EventDeadline
     from hotplug.agent.logs import Logs
     from hotplug.events import Device
@@ -43,11 +45,41 @@ def invoke(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadli
         return probe(host, invocation, deadline)
     try:
         event = invocation.event()
-        if invocation.from_udev and host.store.read("libxl/disable_udev") is not None:
-            return DONE  # the toolstack of this host runs the scripts itself
     except HotplugError as error:
         return failed(logs, invocation.script, error)
-    return run(host, logs, event, deadline)
+
+    def work() -> Outcome:
+        if invocation.from_udev and host.store.read("libxl/disable_udev") is not None:
+            return DONE  # the toolstack of this host runs the scripts itself
+        return run(host, logs, event, deadline)
+
+    return attempt(logs, event.script, event.device, work)
+
+
+def attempt(
+    logs: Logs, script: str, subject: object, work: Callable[[], Outcome | None]
+) -> Outcome:
+    """Do what belongs to one device, or to the look for devices, and let no other suffer from it.
+
+    What one backend's keys refuse us is that backend's failure. Only the loss of the store is
+    everybody's, and a bug.
+    """
+    try:
+        return work() or DONE
+    except HotplugError as error:
+        return failed(logs, script, HotplugError(f"{subject}: {error}"))
+    except OSError as error:
+        if is_store_lost(error):
+            raise
+        return failed(logs, script, HotplugError(f"{subject}: {problem_of(error)}"))
+
+
+def is_store_lost(error: OSError) -> bool:
+    """Whether the store is gone, and with it all we know: start again.
+
+    A file's own file system may have lost its connection too (FUSE: ECONNABORTED).
+    """
+    return isinstance(error, ConnectionError) and error.filename is None
 
 
 def run(
@@ -67,9 +99,8 @@ def run(
             return Outcome(error.exit_code)  # whoever took it has answered
         return fail(host, logs, event, error, deadline)
     except OSError as error:
-        if isinstance(error, ConnectionError) and error.filename is None:
-            raise  # the store is gone, and with it all we know: start again
-        # A file's own file system may have lost its connection too (FUSE: ECONNABORTED).
+        if is_store_lost(error):
+            raise
         if deadline.was_taken:
             return Outcome(1)
         return fail(host, logs, event, HotplugError(sentence(event, error)), deadline)
@@ -96,9 +127,13 @@ def refuse_elsewhere(host: Host, device: Device) -> None:
 
 def sentence(event: Event, error: OSError) -> str:
     """What the system refused, for people: the object and the problem, no errno."""
+    return f"{event.action} failed: {problem_of(error)}"
+
+
+def problem_of(error: OSError) -> str:
     problem = error.strerror or str(error)
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    return f"{event.action} failed: {where}{problem}"
+    return f"{where}{problem}"
 
 
 def fail(

@@ -123,19 +123,44 @@ def refuse_file(
     if wanted is Mode.FORCED:
         return
     loops = host.loops.bound_to(file_id)
+    prefix = f"File {path} is loopback-mounted through "
+    _refuse_loops(host, device, domid, loops, prefix, wanted)
+    for loop in loops:
+        if loop.reference != reference(host, device):
+            refuse_unknown(host, domid, path, owner_path(host, loop))
+
+
+def refuse_other_loops(
+    host: Host, device: Device, domid: int, path: str, loop: Loop, wanted: Mode
+) -> None:
+    """DeviceBusyError if a loop device's file is in use through others that overlap with it."""
+    if wanted is Mode.FORCED:
+        return
+    others = [
+        other
+        for other in host.loops.bound_to(loop.backing)
+        if other.number != loop.number and overlap(loop, other)
+    ]
+    prefix = f"Device {path} is on a file that is loopback-mounted through "
+    _refuse_loops(host, device, domid, others, prefix, wanted)
+
+
+def overlap(one: Loop, other: Loop) -> bool:
+    """Whether two loop devices on one file have bytes of it in common."""
+    first, second = sorted((one, other), key=lambda loop: loop.offset)
+    return not first.size_limit or first.offset + first.size_limit > second.offset
+
+
+def _refuse_loops(
+    host: Host, device: Device, domid: int, loops: Sequence[Loop], prefix: str, wanted: Mode
+) -> None:
     uses: list[tuple[Loop, Sequence[Mount], Sequence[Holder]]]
     uses = [(loop, host.mounts.of(loop.device_number), ()) for loop in loops]
     uses += [(loop, (), _holders(host, loop)) for loop in loops]
     for loop, mounts, holders in uses:
         user = _user(host, device, domid, wanted, mounts, holders)
         if user is not None:
-            prefix = (
-                f"File {path} is loopback-mounted through {loop.device_number},\nwhich is mounted "
-            )
-            raise busy(prefix, wanted, user)
-    for loop in loops:
-        if loop.reference != reference(host, device):
-            refuse_unknown(host, domid, path, owner_path(host, loop))
+            raise busy(f"{prefix}{loop.device_number},\nwhich is mounted ", wanted, user)
 
 
 def refuse_unknown(host: Host, domid: int, path: str, owner: str | None = None) -> None:

@@ -227,3 +227,46 @@ class Stopwatch:
             if self.path.exists():
                 self.seconds += now - last
             last = now
+
+
+@F
+@pytest.mark.parametrize("first", ["file", "device"])
+def test_share_a_file_and_a_loop_device_on_it(runner, guest, image, block_device, first):
+    """84: who has a loop device has its file, and the other way round."""
+    file = image()
+    device = block_device(file)
+    if first == "file":
+        assert_ok(runner, guest().disk(file, "w"))
+        prefix = f"Device {device} is on a file that is loopback-mounted through"
+    else:
+        assert_ok(runner, guest().disk(device, "w"))
+        prefix = f"File {file} is loopback-mounted through"
+    disk = guest().disk(device if first == "file" else file, "r")
+    assert runner.add(disk).status == 1
+    assert disk.read("hotplug-status") == b"busy"
+    text = disk.read("hotplug-error").decode()
+    assert text.startswith(prefix), text
+    assert_ok(runner, guest().disk(device if first == "file" else file, "w!"))
+
+
+@F
+def test_share_parts_of_a_file(runner, guest, image, block_device):
+    """84: two loop devices that have no byte in common are two disks."""
+    file = image(size=8192)
+    first = block_device(file, "--sizelimit", "4096")
+    second = block_device(file, "--offset", "4096")
+    whole = block_device(file)
+    assert_ok(runner, guest().disk(first, "w"))
+    assert_ok(runner, guest().disk(second, "w"))
+    assert runner.add(guest().disk(whole, "w")).status == 1
+
+
+@F
+@pytest.mark.parametrize("kinds", [("vbd", "vbd3"), ("vbd3", "vbd")])
+def test_share_between_kinds(runner, guest, image, kinds):
+    """84: a backend of another kind is a user as well."""
+    file = image()
+    for kind, status in zip(kinds, (0, 1), strict=True):
+        disk = guest().disk(file, kind=kind)
+        assert runner.add(disk, variables={"XENBUS_TYPE": kind}).status == status
+    assert disk.read("hotplug-status") == b"busy"

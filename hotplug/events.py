@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # A domid fits 16 bits; a devid is a 32-bit device number or a small handle.
+BASE = "backend"
 BACKEND = re.compile(
-    r"(?:(?P<base>.*?)/+)?(?P<kind>[a-z][a-z0-9_]*)/+(?P<domid>\d{1,5})/+(?P<devid>\d{1,10})/*"
+    r"(?P<base>backend|/local/domain/\d{1,5}/backend)/+(?P<kind>[a-z][a-z0-9_]*)/+(?P<domid>\d{1,5})/+(?P<devid>\d{1,10})/*"
 )
 
 
@@ -37,13 +38,14 @@ class Action(enum.StrEnum):
 class Device:
     """One backend device, named as xenstore names it.
 
-    Two spellings of one backend (relative, absolute) are equal: ``base`` does not count.
+    Two spellings of one backend (relative, absolute) are equal: ``base`` does not count. So what
+    is not below our own domain's ``backend`` must not become an event: see ``refuse_elsewhere``.
     """
 
     kind: str
     domid: int
     devid: int
-    base: str = field(default="backend", compare=False)
+    base: str = field(default=BASE, compare=False)
 
     @classmethod
     def parse(cls, path: str) -> Device:
@@ -53,13 +55,12 @@ class Device:
             raise UsageError(
                 f"'{path}' is not a backend path; it should look like backend/vbd/5/51712"
             )
-        return cls(match["kind"], int(match["domid"]), int(match["devid"]), match["base"] or "")
+        return cls(match["kind"], int(match["domid"]), int(match["devid"]), match["base"])
 
     @property
     def path(self) -> str:
         """The backend directory, spelled as it was given."""
-        where = f"{self.kind}/{self.domid}/{self.devid}"
-        return f"{self.base}/{where}" if self.base else where
+        return f"{self.base}/{self.kind}/{self.domid}/{self.devid}"
 
     @property
     def key(self) -> str:

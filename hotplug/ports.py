@@ -134,6 +134,10 @@ class Loops(Protocol):
         """What a loop device is bound to; None if it is free or does not exist."""
         ...
 
+    def below(self, device: Number) -> Loop | None:
+        """The loop device that this is, or is a partition of. It answers soon, or OSError."""
+        ...
+
     def detach(self, number: int, *, only_if: Callable[[Loop], bool]) -> bool:
         """Unbind a loop device if it is still the one meant; False if it is not.
 
@@ -220,9 +224,13 @@ class Holders(Protocol):
         """Take in everything that was committed to the store before this call."""
         ...
 
-    def of(self, kind: str, number: Number) -> Sequence[Holder]: ...
+    def of(self, number: Number) -> Sequence[Holder]: ...  # backends of any kind
 
     def with_params(self, kind: str, matches: Callable[[bytes], bool]) -> Sequence[Holder]: ...
+
+    def hidden(self) -> Sequence[str]:
+        """Backends, guests (``backend/vbd/5``) and kinds that we may not read."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,10 @@ class FakeLoops(Failing):
         self._called("get", number)
         return self.devices.get(number)
 
+    def below(self, device):
+        self._called("below", device)
+        return self.devices.get(device.minor) if device.major == LOOP_MAJOR else None
+
     def detach(self, number, *, only_if):
         self._called("detach", number)
         loop = self.devices.get(number)

@@ -11,15 +11,18 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from hotplug.errors import HotplugError
-from hotplug.events import Action, Event
+from hotplug.errors import HotplugError, UsageError
+from hotplug.events import BASE, Action, Event
 from hotplug.handlers import table
 from hotplug.handlers.disk import retraction
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hotplug.agent.deadline import EventDeadline
     from hotplug.agent.logs import Logs
+    from hotplug.events import Device
     from hotplug.invocation import Invocation
     from hotplug.ports import Host, Snapshot
 
@@ -42,11 +45,41 @@ def invoke(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadli
         return probe(host, invocation, deadline)
     try:
         event = invocation.event()
-        if invocation.from_udev and host.store.read("libxl/disable_udev") is not None:
-            return DONE  # the toolstack of this host runs the scripts itself
     except HotplugError as error:
         return failed(logs, invocation.script, error)
-    return run(host, logs, event, deadline)
+
+    def work() -> Outcome:
+        if invocation.from_udev and host.store.read("libxl/disable_udev") is not None:
+            return DONE  # the toolstack of this host runs the scripts itself
+        return run(host, logs, event, deadline)
+
+    return attempt(logs, event.script, event.device, work)
+
+
+def attempt(
+    logs: Logs, script: str, subject: object, work: Callable[[], Outcome | None]
+) -> Outcome:
+    """Do what belongs to one device, or to the look for devices, and let no other suffer from it.
+
+    What one backend's keys refuse us is that backend's failure. Only the loss of the store is
+    everybody's, and a bug.
+    """
+    try:
+        return work() or DONE
+    except HotplugError as error:
+        return failed(logs, script, HotplugError(f"{subject}: {error}"))
+    except OSError as error:
+        if is_store_lost(error):
+            raise
+        return failed(logs, script, HotplugError(f"{subject}: {problem_of(error)}"))
+
+
+def is_store_lost(error: OSError) -> bool:
+    """Whether the store is gone, and with it all we know: start again.
+
+    A file's own file system may have lost its connection too (FUSE: ECONNABORTED).
+    """
+    return isinstance(error, ConnectionError) and error.filename is None
 
 
 def run(
@@ -59,15 +92,15 @@ def run(
     """Handle an event, whatever happens."""
     own = dataclasses.replace(host, deadline=deadline)
     try:
+        refuse_elsewhere(host, event.device)
         (handler or table.handler(event))(own, event)
     except HotplugError as error:
         if deadline.was_taken:
             return Outcome(error.exit_code)  # whoever took it has answered
         return fail(host, logs, event, error, deadline)
     except OSError as error:
-        if isinstance(error, ConnectionError) and error.filename is None:
-            raise  # the store is gone, and with it all we know: start again
-        # A file's own file system may have lost its connection too (FUSE: ECONNABORTED).
+        if is_store_lost(error):
+            raise
         if deadline.was_taken:
             return Outcome(1)
         return fail(host, logs, event, HotplugError(sentence(event, error)), deadline)
@@ -79,11 +112,28 @@ def run(
     return DONE if deadline.finish() else Outcome(1)
 
 
+def refuse_elsewhere(host: Host, device: Device) -> None:
+    """UsageError for another domain's backend.
+
+    It has the numbers of one of ours, and with them its loop device and its line in the journal.
+    libxl too takes its own number from ``domid``; a domain 0 without a toolstack has none.
+    """
+    if device.base == BASE:
+        return
+    own = os.fsdecode(host.store.read("domid") or b"0")
+    if device.base != f"/local/domain/{own}/{BASE}":
+        raise UsageError(f"{device} belongs to another domain than ours, which is domain {own}")
+
+
 def sentence(event: Event, error: OSError) -> str:
     """What the system refused, for people: the object and the problem, no errno."""
+    return f"{event.action} failed: {problem_of(error)}"
+
+
+def problem_of(error: OSError) -> str:
     problem = error.strerror or str(error)
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    return f"{event.action} failed: {where}{problem}"
+    return f"{where}{problem}"
 
 
 def fail(

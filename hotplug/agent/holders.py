@@ -7,13 +7,19 @@ answer, so after one round trip every write that was committed before is known. 
 domain the kernel is in between and mixes them; the client has a barrier for that.)
 
 Without a watch (a one-shot run) each refresh reads everything, in three round trips.
+
+What could not be read is still to be read: a refresh that fails leaves everything as stale as it
+was, so the next one fails as well or knows better. Only a refusal is an answer. In a driver
+domain there may be backends that we may not read. They are no reason to refuse every disk for
+ever, and no reason to take every disk for free: what was known of them stays, and their paths
+are ``hidden``, for the sharing check to weigh. The watch says when they are opened to us.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from hotplug.events import Device
 from hotplug.ports import Holder
@@ -27,8 +33,9 @@ BASE = "backend"
 KINDS = ("vbd", "vbd3", "tap")
 KEYS = ("physical-device", "mode", "params")
 EVERYTHING = None  # among what is stale: read all anew
-Guest: TypeAlias = tuple[str, int]  # kind and domid: among what is stale, all that we know of it
+Guest: TypeAlias = tuple[str, int]  # kind and domid: among what is stale, all that it has
 MAX_ROUNDS = 1000  # a store that changes under us a thousand times within one refresh is broken
+T = TypeVar("T")
 
 
 class StoreHolders:
@@ -41,7 +48,8 @@ class StoreHolders:
         self._mutex = threading.Lock()  # of the index; never held by the callback
         self._stale: deque[Device | Guest | None] = deque([EVERYTHING])  # its operations are atomic
         self._holders: dict[Device, Holder] = {}
-        self._by_number: defaultdict[tuple[str, bytes], dict[Device, Holder]] = defaultdict(dict)
+        self._by_number: defaultdict[bytes, dict[Device, Holder]] = defaultdict(dict)
+        self._hidden: set[str] = set()  # backends, guests or kinds that we may not read
 
     def watched(self, barrier: Callable[[], None] | None) -> None:
         """From now on ``changed`` is called for every change below ``backend``.
@@ -62,7 +70,7 @@ class StoreHolders:
             return None
         if parts[1] not in KINDS or not all(part.isdigit() for part in parts[2:4]):
             return None
-        if len(parts) == 3:  # a guest's last device is gone; what is written has its own events
+        if len(parts) == 3:  # its last device is gone, or another may read it than before
             self._stale.append((parts[1], int(parts[2])))
             return None
         device = Device(parts[1], int(parts[2]), int(parts[3]))
@@ -83,57 +91,76 @@ class StoreHolders:
             # One round trip brings the events of all that happened before. Reading what they
             # made stale is a round trip too, and may bring more.
             for _ in range(MAX_ROUNDS):
-                stale = self._take_stale()
-                if stale is EVERYTHING:
-                    self._read_everything()
-                elif stale or self._barrier is None:
-                    self._read(stale)
+                self._read_stale()
                 if not self._stale:
                     return
         raise OSError(f"xenstore keeps changing below {BASE}, its backends cannot be read")
 
-    def _take_stale(self) -> set[Device] | None:
-        """The devices to be read again; None (EVERYTHING) for all there are."""
-        stale: set[Device] = set()
-        everything = False
+    def _read_stale(self) -> None:
+        taken: list[Device | Guest | None] = []
         while self._stale:
-            item = self._stale.popleft()
-            if isinstance(item, Device):
-                stale.add(item)
-            elif item is EVERYTHING:
-                everything = True
-            else:
-                stale.update(d for d in self._holders if (d.kind, d.domid) == item)
-        return EVERYTHING if everything else stale
+            taken.append(self._stale.popleft())
+        try:
+            if EVERYTHING in taken:
+                self._read_everything()
+            elif taken:
+                self._read(taken)
+            elif self._barrier is None:
+                self._store.read_many([f"{BASE}/vbd"], forbidden_is_absent=True)
+        except BaseException:
+            self._stale.extend(taken)
+            raise
 
     def _read_everything(self) -> None:
-        self._holders.clear()
-        self._by_number.clear()
-        self._read(list_backends(self._store, KINDS))
+        hidden: set[str] = set()
+        devices = list_readable(self._store, KINDS, BASE, hidden)
+        holders = read_holders(self._store, devices, hidden)
+        self._replace(list(self._holders), holders, hidden)
+        self._hidden = hidden
 
-    def _read(self, devices: Iterable[Device]) -> None:
-        ordered = list(devices)
-        paths = [f"{device.path}/{key}" for device in ordered for key in KEYS]
-        values = self._store.read_many(paths or [f"{BASE}/vbd"])
-        for index, device in enumerate(ordered):
-            number, mode, params = values[index * len(KEYS) : (index + 1) * len(KEYS)]
-            self._set(device, Holder(device, number or b"", mode or b"", params or b""))
+    def _read(self, stale: Iterable[Device | Guest | None]) -> None:
+        hidden: set[str] = set()
+        devices = {item for item in stale if isinstance(item, Device)}
+        former, about = set(devices), {device.path for device in devices}
+        if guests := {item for item in stale if isinstance(item, tuple)}:
+            former.update(d for d in self._holders if (d.kind, d.domid) in guests)
+            about.update(f"{BASE}/{kind}/{domid}" for kind, domid in guests)
+            devices.update(list_devices(self._store, guests, BASE, hidden))
+        holders = read_holders(self._store, devices, hidden)
+        self._replace(former, holders, hidden)
+        if hidden or self._hidden:
+            self._hidden = {path for path in self._hidden if not is_within(path, about)} | hidden
 
-    def _set(self, device: Device, holder: Holder) -> None:
-        before = self._holders.pop(device, None)
-        if before is not None:
-            users = self._by_number[device.kind, before.number]
-            users.pop(device, None)
-            if not users:
-                del self._by_number[device.kind, before.number]
-        if holder.number or holder.params:
-            self._holders[device] = holder
-            self._by_number[device.kind, holder.number][device] = holder
+    def _replace(
+        self, former: Iterable[Device], holders: Iterable[Holder], hidden: set[str]
+    ) -> None:
+        """Forget what was known of ``former``, unless it is hidden by now, for what was read."""
+        for device in former:
+            if not (hidden and is_within(device.path, hidden)):
+                self._drop(device)
+        for holder in holders:
+            self._drop(holder.device)
+            if holder.number or holder.params:
+                self._holders[holder.device] = holder
+                self._by_number[holder.number][holder.device] = holder
 
-    def of(self, kind: str, number: Number) -> Sequence[Holder]:
+    def _drop(self, device: Device) -> None:
+        holder = self._holders.pop(device, None)
+        if holder is None:
+            return
+        users = self._by_number[holder.number]
+        del users[device]
+        if not users:
+            del self._by_number[holder.number]
+
+    def of(self, number: Number) -> Sequence[Holder]:
         with self._mutex:
-            users = self._by_number.get((kind, str(number).encode()))
+            users = self._by_number.get(str(number).encode())
             return list(users.values()) if users else []
+
+    def hidden(self) -> Sequence[str]:
+        with self._mutex:
+            return sorted(self._hidden)
 
     def with_params(self, kind: str, matches: Callable[[bytes], bool]) -> Sequence[Holder]:
         with self._mutex:
@@ -145,18 +172,71 @@ class StoreHolders:
 
 
 def list_backends(store: Store, kinds: Sequence[str], base: str = BASE) -> list[Device]:
-    """Every backend of these kinds, in two round trips."""
-    roots = [f"{base}/{kind}" for kind in kinds]
-    domains = [
-        (kind, domid)
-        for kind, listing in zip(kinds, store.directory_many(roots), strict=True)
+    """Every backend of these kinds that we may read, in two round trips."""
+    return list_readable(store, kinds, base, set())
+
+
+def list_readable(store: Store, kinds: Sequence[str], base: str, hidden: set[str]) -> list[Device]:
+    """The same; what we may not read is added to ``hidden``."""
+    roots = {f"{base}/{kind}": kind for kind in kinds}
+    listings = ask_permitted(store.directory_many, list(roots), hidden)
+    guests = [
+        (roots[root], int(domid))
+        for root, listing in listings.items()
         for domid in listing or ()
         if domid.isdigit()
     ]
-    listings = store.directory_many([f"{base}/{kind}/{domid}" for kind, domid in domains])
+    return list_devices(store, guests, base, hidden)
+
+
+def list_devices(
+    store: Store, guests: Iterable[Guest], base: str, hidden: set[str]
+) -> list[Device]:
+    """Every backend of these guests, in one round trip."""
+    paths = {f"{base}/{kind}/{domid}": (kind, domid) for kind, domid in guests}
     return [
-        Device(kind, int(domid), int(devid), base)
-        for (kind, domid), listing in zip(domains, listings, strict=True)
+        Device(*paths[path], int(devid), base)
+        for path, listing in ask_permitted(store.directory_many, list(paths), hidden).items()
         for devid in listing or ()
         if devid.isdigit()
     ]
+
+
+def read_holders(store: Store, devices: Iterable[Device], hidden: set[str]) -> list[Holder]:
+    """What backends hold, in one round trip."""
+    paths = {device.path: device for device in devices}
+    keys = [f"{path}/{key}" for path in paths for key in KEYS]
+    values = ask_permitted(store.read_many, keys, hidden, below=True)
+    return [
+        Holder(device, *(values[f"{path}/{key}"] or b"" for key in KEYS))
+        for path, device in paths.items()
+        if path not in hidden
+    ]
+
+
+def ask_permitted(
+    ask: Callable[[Sequence[str]], list[T]],
+    paths: list[str],
+    hidden: set[str],
+    *,
+    below: bool = False,
+) -> dict[str, T]:
+    """Ask about paths; those that are refused go to ``hidden``, or with ``below`` their parents.
+
+    One more round trip for each of these; there should be none.
+    """
+    while paths:
+        try:
+            return dict(zip(paths, ask(paths), strict=True))
+        except PermissionError as error:
+            if error.filename not in paths:
+                raise
+            refused = error.filename.rpartition("/")[0] if below else error.filename
+            hidden.add(refused)
+            paths = [path for path in paths if not is_within(path, {refused})]
+    return {}
+
+
+def is_within(path: str, subtrees: Iterable[str]) -> bool:
+    """Whether a path is one of these or below one."""
+    return any(path == top or path.startswith(f"{top}/") for top in subtrees)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
+import functools
 import os
 import select
 import signal
@@ -25,6 +25,7 @@ from hotplug.agent.deadline import EventDeadline
 from hotplug.agent.dispatch import DONE, Outcome
 from hotplug.agent.logs import Logs
 from hotplug.agent.queues import Job, Queues
+from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
@@ -45,10 +46,6 @@ DRAIN = 38.0  # seconds: an event's deadline, and its answer
 SETTLE = 10.0  # seconds a backend has to reach InitWait, as libxl has it
 POLL_STATE = 0.02  # seconds
 RETRY = 10.0  # seconds until we try again to take something back
-
-
-class AgentRunsError(HotplugError):
-    """There is another agent for this runtime directory."""
 
 
 class Agent:
@@ -194,7 +191,7 @@ class Agent:
 
             self.udev = UdevSource()
             self._poll.register(self.udev.fileno(), select.EPOLLIN)
-            self._add_waiting()
+            self._attempt("looking for backends that wait", self._add_waiting)
         elif not self.config.udev:
             self._forget_udev()
 
@@ -255,16 +252,26 @@ class Agent:
         """What runs before us left behind, and in a driver domain what waits for us."""
         for device in self.host.journal.devices():
             self._reclaim(device)
+        self._attempt("looking for loop devices that nobody wants", self._detach_unknown)
+        if self.driver_domain:
+            self._attempt("looking for backends", self._look_at_all)
+
+    def _detach_unknown(self) -> None:
         for leak in reconcile.unknown_loops(self.host):
             self.logs.note(f"xen-hotplug: {leak.device}: no backend wants {leak.what}: detached")
-            reconcile.detach(self.host, leak)
-        if self.driver_domain:
-            for device in reconcile.backends(self.host, watches.KINDS):
-                self._look(device)
+            self._attempt(leak.device, functools.partial(reconcile.detach, self.host, leak))
+
+    def _look_at_all(self) -> None:
+        for device in reconcile.backends(self.host, watches.KINDS):
+            self._look(device)
 
     def _add_waiting(self) -> None:
         for device in reconcile.waiting(self.host):
             self._submit(Event(Action.ADD, device, self._script("block")))
+
+    def _attempt(self, subject: object, work: Callable[[], Outcome | None]) -> Outcome:
+        """What one device refuses us shall not end the agent."""
+        return dispatch.attempt(self.logs, "xen-hotplug", subject, work)
 
     def _script(self, name: str) -> str:
         return os.path.join(self.config.scripts, name)
@@ -317,18 +324,19 @@ class Agent:
         """Driver domain: find out in the device's turn what it wants, and do it."""
 
         def work(deadline: EventDeadline) -> Outcome:
-            event = watches.look(self.host.store, device)
-            if event is None:
-                return DONE
-            handler = table.any_script(event)
-            outcome = self._done(
-                event, dispatch.run(self.host, self.logs, event, deadline, handler)
-            )
-            if event.action is Action.REMOVE:
-                watches.delete_backend(self.host.store, device)
-            return outcome
+            return self._attempt(device, lambda: self._do_what_it_wants(device, deadline))
 
         self._submit(Event(Action.ADD, device, self._script("block")), work)
+
+    def _do_what_it_wants(self, device: Device, deadline: EventDeadline) -> Outcome:
+        event = watches.look(self.host.store, device)
+        if event is None:
+            return DONE
+        handler = table.any_script(event)
+        outcome = self._done(event, dispatch.run(self.host, self.logs, event, deadline, handler))
+        if event.action is Action.REMOVE:
+            watches.delete_backend(self.host.store, device)
+        return outcome
 
     def _settled(self, event: Event) -> Callable[[EventDeadline], Outcome] | None:
         """A uevent's ``add`` may come before the backend is ready for its device."""
@@ -336,16 +344,19 @@ class Agent:
             return None
 
         def work(deadline: EventDeadline) -> Outcome:
-            store = self.host.store
-            if store.read("libxl/disable_udev") is not None:
-                return DONE
-            end = time.monotonic() + SETTLE
-            deadline.stage("waiting for the backend to reach state 2")
-            while store.read(f"{event.device.path}/state") == b"1" and time.monotonic() < end:
-                time.sleep(POLL_STATE)
-            return self._run(event, deadline)
+            return self._attempt(event.device, lambda: self._add_settled(event, deadline))
 
         return work
+
+    def _add_settled(self, event: Event, deadline: EventDeadline) -> Outcome:
+        store = self.host.store
+        if store.read("libxl/disable_udev") is not None:
+            return DONE
+        end = time.monotonic() + SETTLE
+        deadline.stage("waiting for the backend to reach state 2")
+        while store.read(f"{event.device.path}/state") == b"1" and time.monotonic() < end:
+            time.sleep(POLL_STATE)
+        return self._run(event, deadline)
 
     def _serve(self, client: control.Connection, request: wire.Request) -> None:
         """A client asks for something."""
@@ -370,24 +381,6 @@ class Agent:
         job = self._queue(event, work, answer)
         if event.action is Action.ADD:
             client.abandon = job.deadline.abandon
-
-
-def lock_rundir(rundir: str) -> int:
-    """Make sure that we are the only agent here; the descriptor keeps it so."""
-    os.makedirs(rundir, mode=0o755, exist_ok=True)
-    path = os.path.join(rundir, "agent.pid")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.read(fd, 32).decode().strip() or "unknown"
-        os.close(fd)
-        raise AgentRunsError(
-            f"another agent (pid {pid}) already serves {rundir}; stop it first"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.write(fd, f"{os.getpid()}\n".encode())
-    return fd
 
 
 def run(settings: Config, *, driver_domain: bool) -> int:

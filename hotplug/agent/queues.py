@@ -64,6 +64,7 @@ class Queues:
 
     def __init__(self, on_crash: Callable[[BaseException], None]) -> None:
         self._on_crash = on_crash
+        self._crashed = False
         self._mutex = threading.Lock()
         self._waiting: dict[str, deque[Job]] = {}  # a key is there while one of its jobs runs
         self._ready: SimpleQueue[Job | None] = SimpleQueue()
@@ -116,7 +117,7 @@ class Queues:
         try:
             outcome = job.work(job.deadline)
         except BaseException as error:  # noqa: BLE001 - the store is gone or we have a bug
-            self._on_crash(error)
+            self._crash(error)
             return
         if not job.deadline.was_taken:  # or else whoever took it answers
             job.tell(outcome)
@@ -189,7 +190,12 @@ class Queues:
         try:
             job.tell(job.late(error, job.deadline))
         except BaseException as crash:  # noqa: BLE001 - as for workers
-            self._on_crash(crash)
+            self._crash(crash)
+
+    def _crash(self, error: BaseException) -> None:
+        """The job stays without an answer: its client sees us end, and goes on alone."""
+        self._crashed = True
+        self._on_crash(error)
 
     def _answer_late(self, job: Job, error: HotplugError, report: threading.Thread) -> None:
         """The store may be what hangs: then the caller gets the sentence without it."""
@@ -203,9 +209,12 @@ class Queues:
             self._ready.put(None)
 
     def drain(self, seconds: float) -> bool:
-        """Wait until all is done; False if something still runs after ``seconds``."""
+        """Wait until all is done; False if something still runs after ``seconds``.
+
+        After a crash there is no use in waiting: at a shutdown the store may go before us.
+        """
         end = time.monotonic() + seconds
-        while self._jobs and time.monotonic() < end:
+        while self._jobs and not self._crashed and time.monotonic() < end:
             self.tick()
             time.sleep(0.005)
         return not self._jobs

@@ -38,7 +38,11 @@ def add(host: Host, event: Event) -> None:
     device = event.device
     disk = Disk.read(host.store, device)
     if is_done(disk):
-        return
+        if disk.state != INIT_WAIT or table.is_in_place(host, disk, event):
+            return
+        disk = repair(host, event)
+        if is_done(disk):
+            return
     refuse_state(device, disk.state)
     with contextlib.suppress(ConnectedMeanwhileError), contextlib.ExitStack() as resources:
         attach = table.prepare(host, disk, event, resources)
@@ -69,6 +73,21 @@ def is_done(disk: Disk) -> bool:
     if disk.device.kind == "vbd3":
         return disk.status == CONNECTED
     return bool(disk.physical_device) and (disk.status == CONNECTED or disk.state != INIT_WAIT)
+
+
+def repair(host: Host, event: Event) -> Disk:
+    """Take the keys from a backend whose loop device is gone, or another's by now.
+
+    Only while it waits: a guest that has been connected keeps what it has.
+    """
+    device = event.device
+    with host.journal.claim(device, host.deadline) as entry:
+        disk = Disk.read(host.store, device)
+        if is_done(disk) and not table.is_in_place(host, disk, event):
+            host.store.transaction(lambda store: store.apply(retraction(device)))
+            take_back(host, device, entry)
+            disk = Disk.read(host.store, device)
+    return disk
 
 
 def commit(host: Host, disk: Disk, attached: Attached, undo: contextlib.ExitStack) -> None:

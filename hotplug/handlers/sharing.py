@@ -3,16 +3,23 @@
 The rules are the stock scripts', as they were meant: a reader tolerates readers, a writer
 tolerates nobody, other vdevs and stubdomains of the same guest count as the same user, and
 ``w!`` asks nothing. Unlike stock, a holder in ``w!`` is a writer, a file is known by its
-filesystem device and inode, and two guests whose identity we may not read are two guests.
+filesystem device and inode, backends of every kind count, and two guests whose identity we may
+not read are two guests.
+
+A backend that we may not read (only in a driver domain, and put there by hand) cannot be ours to
+serve now, but it may have been. Who has a file is known without it: a loop device is bound to
+the file, and ours say for whom. So a file that nobody has may be had, and a device, of which only
+the store knows, may not until the backend can be read again.
 """
 
 from __future__ import annotations
 
 import enum
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hotplug.errors import DeviceBusyError
+from hotplug.errors import DeviceBusyError, HotplugError
 from hotplug.handlers.disk import Mode
 
 if TYPE_CHECKING:
@@ -101,10 +108,12 @@ def refuse_device(
     host: Host, device: Device, domid: int, path: str, number: Number, wanted: Mode
 ) -> None:
     """DeviceBusyError if a block device is in use in a way that forbids ``wanted``."""
-    holders = host.holders.of(device.kind, number)
+    holders = host.holders.of(number)
     user = _user(host, device, domid, wanted, host.mounts.of(number), holders)
     if user is not None:
         raise busy(f"Device {path} is mounted ", wanted, user)
+    if wanted is not Mode.FORCED:
+        refuse_unknown(host, domid, path)
 
 
 def refuse_file(
@@ -114,33 +123,88 @@ def refuse_file(
     if wanted is Mode.FORCED:
         return
     loops = host.loops.bound_to(file_id)
+    prefix = f"File {path} is loopback-mounted through "
+    _refuse_loops(host, device, domid, loops, prefix, wanted)
+    for loop in loops:
+        if loop.reference != reference(host, device):
+            refuse_unknown(host, domid, path, owner_path(host, loop))
+
+
+def refuse_other_loops(
+    host: Host, device: Device, domid: int, path: str, loop: Loop, wanted: Mode
+) -> None:
+    """DeviceBusyError if a loop device's file is in use through others that overlap with it."""
+    if wanted is Mode.FORCED:
+        return
+    others = [
+        other
+        for other in host.loops.bound_to(loop.backing)
+        if other.number != loop.number and overlap(loop, other)
+    ]
+    prefix = f"Device {path} is on a file that is loopback-mounted through "
+    _refuse_loops(host, device, domid, others, prefix, wanted)
+
+
+def overlap(one: Loop, other: Loop) -> bool:
+    """Whether two loop devices on one file have bytes of it in common."""
+    first, second = sorted((one, other), key=lambda loop: loop.offset)
+    return not first.size_limit or first.offset + first.size_limit > second.offset
+
+
+def _refuse_loops(
+    host: Host, device: Device, domid: int, loops: Sequence[Loop], prefix: str, wanted: Mode
+) -> None:
     uses: list[tuple[Loop, Sequence[Mount], Sequence[Holder]]]
     uses = [(loop, host.mounts.of(loop.device_number), ()) for loop in loops]
-    uses += [(loop, (), _holders(host, device, loop)) for loop in loops]
+    uses += [(loop, (), _holders(host, loop)) for loop in loops]
     for loop, mounts, holders in uses:
         user = _user(host, device, domid, wanted, mounts, holders)
         if user is not None:
-            prefix = (
-                f"File {path} is loopback-mounted through {loop.device_number},\nwhich is mounted "
+            raise busy(f"{prefix}{loop.device_number},\nwhich is mounted ", wanted, user)
+
+
+def refuse_unknown(host: Host, domid: int, path: str, owner: str | None = None) -> None:
+    """HotplugError if a backend of another guest may have this and we may not read it.
+
+    ``owner`` is the backend that has it if anybody has.
+    """
+    for hidden in host.holders.hidden():
+        if hidden.split("/")[2:3] == [str(domid)]:
+            continue  # our guest's own
+        if owner is None or f"{owner}/".startswith(f"{hidden}/"):
+            raise HotplugError(
+                f"{hidden} in xenstore may not be read by this domain, so nobody knows whether"
+                f" it has {path}; remove it or make it readable"
             )
-            raise busy(prefix, wanted, user)
 
 
-def _holders(host: Host, device: Device, loop: Loop) -> Sequence[Holder]:
+def owner_path(host: Host, loop: Loop) -> str | None:
+    """The backend for which we bound a loop device; None if it is not ours."""
+    if not loop.reference.startswith(mark(host)):
+        return None
+    return "backend/" + os.fsdecode(loop.reference.removeprefix(mark(host))).replace(".", "/")
+
+
+def _holders(host: Host, loop: Loop) -> Sequence[Holder]:
     """The backends that hold a loop device.
 
     One that carries the reference of another backend of ours was given on since: an old backend
     that still names its number is not a user any more.
     """
-    holders = host.holders.of(device.kind, loop.device_number)
-    if loop.reference.startswith(host.instance.encode() + b":"):
+    holders = host.holders.of(loop.device_number)
+    if loop.reference.startswith(mark(host)):
         return [holder for holder in holders if reference(host, holder.device) == loop.reference]
     return holders
 
 
 def reference(host: Host, device: Device) -> bytes:
     """What a loop device of ours carries in lo_file_name, to be known again after a crash."""
-    return f"{host.instance}:{device.key}".encode()
+    return mark(host) + device.key.encode()
+
+
+def mark(host: Host) -> bytes:
+    """What the reference of every loop device of ours begins with."""
+    return f"{host.instance}:".encode()
 
 
 def _user(

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import BinaryIO
 
-    from hotplug.ports import LoopOptions
+    from hotplug.ports import LoopOptions, Number
 
 ATTEMPTS = 64  # at free devices; a competitor that wins them all binds hundreds a second
 PAUSE = 0.02  # seconds, the longest between two attempts
@@ -161,6 +161,11 @@ class KernelLoops:
             if (loop := self._index.current(number)) is not None:
                 return loop
             raise
+
+    def below(self, device: Number) -> Loop | None:
+        """The loop device that a block device is, or is a partition of."""
+        number = loop_sysfs.number_of(device.major, device.minor)
+        return self._index.ask(number) if number is not None else None
 
     def detach(self, number: int, *, only_if: Callable[[Loop], bool]) -> bool:
         """Unbind a loop device if it is still the one meant; False if it is not."""

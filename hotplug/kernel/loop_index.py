@@ -27,6 +27,7 @@ The mutex is held for moments only, never while a device is asked: Inquiry says 
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from operator import attrgetter
@@ -154,6 +155,18 @@ class LoopIndex:
         answered = (binding.loop for binding in answers.values() if binding is not None)
         remembered = (self.current(number) for number in bound - answers.keys())
         return sorted(filter(None, (*answered, *remembered)), key=attrgetter("number"))
+
+    def ask(self, number: int) -> Loop | None:
+        """What a device is bound to, in a bounded time; TimeoutError if it does not say."""
+        answers = self._settle({number}, again=True)
+        if number not in answers:
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                "does not say what it is bound to; is the file system of its file alive?",
+                f"/dev/loop{number}",
+            )
+        binding = answers[number]
+        return binding.loop if binding is not None else None
 
     def current(self, number: int) -> Loop | None:
         """What a device is bound to, if we are sure without asking it."""

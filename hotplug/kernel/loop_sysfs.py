@@ -25,6 +25,17 @@ def numbers() -> list[int]:
     return [int(name) for name in names if name.isdigit()]
 
 
+def number_of(major: int, minor: int) -> int | None:
+    """N of the /dev/loopN that a device is, or is a partition of."""
+    try:
+        where = os.readlink(f"/sys/dev/block/{major}:{minor}")
+    except FileNotFoundError:
+        return None
+    disk = where.rpartition("/block/")[2].partition("/")[0]
+    name = disk.removeprefix("loop")
+    return int(name) if name != disk and name.isdigit() else None
+
+
 def exists(number: int) -> bool:
     return os.access(f"{BLOCK}/loop{number}", os.F_OK)
 

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 
+import pytest
 from harness import agent as agents
 from harness import leaks, locks, loops
 from harness.guests import Guest
 from harness.locks import wait_until
 from harness.loops import make_file
 from harness.place import place_in_domain
+from harness.run import Runner
 
 
 def test_the_socket_is_for_root_alone(runner, place):
@@ -256,3 +258,46 @@ def test_a_host_of_udev_serves_what_waits(runner, place, disk, status):
     wait_until(lambda: status()["agent"]["sources"] == ["control"], "it does not listen any more")
     for backend in (waiting, connected):
         assert runner.remove(backend).status == 0
+
+
+@pytest.mark.parametrize("hidden", ["state", "", ".."])
+def test_a_driver_domain_with_a_backend_that_it_may_not_read(tmp_path, hidden):
+    """That backend is not served, and named in the log; all others are, whenever they come."""
+    with place_in_domain(7) as place:
+        backends = []
+        for name in ("hidden", "before", "after"):
+            guest, file = Guest(place.store), make_file(tmp_path / f"{name}.img")
+            state = 1 if name == "after" else 2
+            backends.append(guest.disk(str(file), backend_domid=7, state=state))
+        path = os.path.normpath(f"{backends[0].path}/{hidden}")
+        place.store.set_permissions(path, "n0")
+        agent = agents.start(place, arguments=("--driver-domain",))
+        try:
+            wait_until(lambda: backends[1].read("hotplug-status") == b"connected", "one is served")
+            backends[2].write("state", 2)
+            wait_until(lambda: backends[2].read("hotplug-status") == b"connected", "as is the next")
+            place.store.set_permissions(path, "n7")
+            backends[0].write("state", 2)
+            wait_until(lambda: backends[0].read("hotplug-status") == b"connected", "all are")
+            for backend in backends:
+                backend.close()
+            wait_until(lambda: not loops.below(tmp_path), "all are taken back")
+        finally:
+            assert agent.stop() == 0
+        said = hidden == ".." or backends[0].relative in agent.log.read_text()
+        assert said, agent.log.read_text()
+
+
+def test_disable_udev_that_may_not_be_read(tmp_path):
+    """A refusal is that device's failure, and the agent goes on."""
+    with place_in_domain(7) as place:
+        place.store.write("/local/domain/7/libxl/disable_udev", "")
+        place.store.set_permissions("/local/domain/7/libxl/disable_udev", "n0")
+        runner = Runner("agent", place, domid=7)
+        runner.start_agent()
+        backend = Guest(place.store).disk(str(make_file(tmp_path / "a.img")), backend_domid=7)
+        result = runner.run(backend, "add", variables={"UDEV_CALL": "1"})
+        assert result.status == 1
+        assert b"libxl/disable_udev" in result.stderr
+        assert runner.agent.process.poll() is None
+        assert runner.agent.stop() == 0

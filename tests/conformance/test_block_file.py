@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from harness import cages, loops, thief
 from harness.lines import F_FRESH, K_FRESH, F, K
@@ -182,3 +186,80 @@ def test_file_add_twice_nop(runner, guest, image):
     assert runner.add(disk).status == 0
     assert_connected(disk, file)
     assert disk.tree() == before
+
+
+@F
+@pytest.mark.parametrize("now", ["free", "another guest's", "another file's"])
+def test_file_add_again_without_its_loop(runner, guest, image, block_device, now):
+    """57: a second add does not take the store's word for the loop device (D20)."""
+    file = image()
+    disk = guest().disk(file)
+    assert runner.add(disk).status == 0
+    node = disk.read("node").decode()
+    loops.detach(node)
+    loops.wait_until_none(file)
+    if now == "another guest's":
+        other, theirs = guest().disk(image("theirs")), image("theirs")
+        assert runner.add(other).status == 0
+        claim(disk, other.read("node").decode())
+    elif now == "another file's":
+        theirs = image("theirs")
+        claim(disk, block_device(theirs))
+    assert runner.add(disk).status == 0
+    assert_connected(disk, file)
+    if now != "free":
+        assert loops.only_one(theirs).path.encode() != disk.read("node")
+
+
+def claim(disk, node):
+    """Let a backend name a loop device, as after its own was given to somebody else."""
+    device = os.stat(node).st_rdev
+    disk.write("node", node)
+    disk.write("physical-device", f"{os.major(device):x}:{os.minor(device):x}")
+    disk.write("physical-device-path", node)
+
+
+@F
+def test_file_add_again_with_the_loop_of_stock(runner, guest, image, block_device):
+    """57: what stock attached before we were installed stays as it is."""
+    file = image()
+    disk = guest().disk(file)
+    claim(disk, block_device(file))
+    disk.write("hotplug-status", "connected")
+    before = disk.tree()
+    assert runner.add(disk).status == 0
+    assert disk.tree() == before
+    loops.only_one(file)
+    disk.delete()
+
+
+@F
+@pytest.mark.parametrize("end", ["remove", "reclaim"])
+def test_file_half_done_by_stock(runner, guest, image, end):
+    """57: what stock had attached when it died is taken over, and taken back (D20, D07)."""
+    file = image()
+    disk = guest().disk(file)
+    claim(disk, loops.attach(file))
+    assert runner.add(disk).status == 0
+    assert_connected(disk, file)
+    if end == "remove":
+        assert runner.remove(disk).status == 0
+    else:
+        disk.delete()
+        if runner.agent is None:  # nobody is there to see it
+            command = [sys.executable, "-m", "hotplug", "gc"]
+            subprocess.run(command, env=runner.place.environment(), cwd="/", check=True)
+    loops.wait_until_none(file)
+
+
+@F
+def test_file_half_done_with_anothers_loop(runner, guest, image):
+    """57: the loop device of another guest's disk is not taken over, whatever the keys say."""
+    file = image()
+    theirs, ours = guest().disk(file, "r"), guest().disk(file, "r")
+    assert runner.add(theirs).status == 0
+    claim(ours, theirs.read("node").decode())
+    assert runner.add(ours).status == 0
+    assert ours.read("node") != theirs.read("node")
+    assert runner.remove(theirs).status == 0
+    assert_connected(ours, file)

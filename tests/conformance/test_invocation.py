@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 from harness import loops
-from harness.guests import Backend
 from harness.lines import F, K
 
 LAUNCH_FROM_DELETED = ("sh", "-c", 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"')
@@ -71,15 +70,28 @@ def test_relative_xenbus_path_verbatim(runner, guest, block_device):
     keys = ("physical-device", "physical-device-path", "hotplug-status")
     assert new == {f"{below}/{key}" for key in keys}
 
-    elsewhere = Backend(runner.place.store, "vbd", disk.domid, disk.devid)
-    copied = disk.path.replace("/backend/", "/attic/backend/")
-    runner.place.store.write_many(
-        {f"{copied}/{key}": value for key, value in disk.tree().items() if key not in keys}
-    )
-    assert runner.run(copied.removeprefix("/local/domain/0/"), "add").status == 0
-    assert runner.place.store.read(f"{copied}/hotplug-status") == b"connected"
-    assert elsewhere.exists
-    runner.place.store.remove("/local/domain/0/attic")
+
+@F
+@pytest.mark.parametrize("base", ["/local/domain/9/backend/", "attic/backend/", ""])
+@pytest.mark.parametrize("action", ["add", "remove"])
+def test_backend_elsewhere_refused(runner, guest, image, base, action):
+    """5: a path of another domain has nothing to do with the disk of the same numbers."""
+    file = image()
+    disk = guest().disk(file)
+    assert runner.add(disk).status == 0
+    there = f"{base}vbd/{disk.domid}/{disk.devid}"
+    store = runner.place.store
+    at = there if there.startswith("/") else f"/local/domain/0/{there}"
+    keys = {"params": image(), "mode": "w", "state": 2, "frontend-id": disk.domid}
+    store.write_many({f"{at}/{key}": value for key, value in keys.items()})
+    before = everything(runner)
+    result = runner.run(there, action)
+    assert result.status == 1
+    assert len(result.errors) == 1
+    assert there in result.errors[0]
+    assert everything(runner) == before
+    assert loops.only_one(file).path.encode() == disk.read("node")
+    store.remove(at.partition("vbd")[0].rstrip("/") if base else at)
 
 
 @K

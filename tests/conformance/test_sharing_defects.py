@@ -125,6 +125,40 @@ def test_share_enumeration_error(driver_runner, guest, block_device):
     driver_runner.place.store.remove(parent)
 
 
+@F_DRIVER
+def test_share_hidden_backend_of_another_file(driver_runner, guest, image):
+    """89: a backend that we may not read does not stop what nobody has, nor let through more."""
+    store, domid = driver_runner.place.store, driver_runner.domid
+    hidden = guest().disk(image(), backend_domid=domid).path.rpartition("/")[0]
+    store.set_permissions(hidden, "n0")
+    file = image()
+    assert_ok(driver_runner, guest().disk(file, backend_domid=domid))
+    for _ in range(2):
+        disk = guest().disk(file, backend_domid=domid)
+        text = busy_file(file, loops.only_one(file).number, "w", "guest")
+        assert_busy(driver_runner, disk, text)
+    store.remove(hidden)
+
+
+@F_DRIVER
+def test_share_hidden_holder(driver_runner, guest, image):
+    """89: whose disk may not be read any more has it all the same."""
+    store, domid = driver_runner.place.store, driver_runner.domid
+    file = image()
+    holder = guest().disk(file, backend_domid=domid)
+    assert_ok(driver_runner, holder)
+    parent = holder.path.rpartition("/")[0]
+    store.set_permissions(parent, "n0")
+    for mode in ("r", "w"):
+        disk = guest().disk(file, mode, backend_domid=domid)
+        assert driver_runner.add(disk).status == 1
+        assert disk.read("hotplug-status") in (b"busy", b"error")
+        assert "physical-device" not in disk.tree()
+    assert_ok(driver_runner, guest().disk(file, "w!", backend_domid=domid))
+    store.set_permissions(parent, f"n{domid}")
+    assert driver_runner.add(guest().disk(file, backend_domid=domid)).status == 1
+
+
 def assert_one_succeeds(runner, guest, target):
     """Two VMs want to write to the same disk at the same time."""
     for _ in range(20 if runner.kind == "agent" else 4):
@@ -193,3 +227,46 @@ class Stopwatch:
             if self.path.exists():
                 self.seconds += now - last
             last = now
+
+
+@F
+@pytest.mark.parametrize("first", ["file", "device"])
+def test_share_a_file_and_a_loop_device_on_it(runner, guest, image, block_device, first):
+    """84: who has a loop device has its file, and the other way round."""
+    file = image()
+    device = block_device(file)
+    if first == "file":
+        assert_ok(runner, guest().disk(file, "w"))
+        prefix = f"Device {device} is on a file that is loopback-mounted through"
+    else:
+        assert_ok(runner, guest().disk(device, "w"))
+        prefix = f"File {file} is loopback-mounted through"
+    disk = guest().disk(device if first == "file" else file, "r")
+    assert runner.add(disk).status == 1
+    assert disk.read("hotplug-status") == b"busy"
+    text = disk.read("hotplug-error").decode()
+    assert text.startswith(prefix), text
+    assert_ok(runner, guest().disk(device if first == "file" else file, "w!"))
+
+
+@F
+def test_share_parts_of_a_file(runner, guest, image, block_device):
+    """84: two loop devices that have no byte in common are two disks."""
+    file = image(size=8192)
+    first = block_device(file, "--sizelimit", "4096")
+    second = block_device(file, "--offset", "4096")
+    whole = block_device(file)
+    assert_ok(runner, guest().disk(first, "w"))
+    assert_ok(runner, guest().disk(second, "w"))
+    assert runner.add(guest().disk(whole, "w")).status == 1
+
+
+@F
+@pytest.mark.parametrize("kinds", [("vbd", "vbd3"), ("vbd3", "vbd")])
+def test_share_between_kinds(runner, guest, image, kinds):
+    """84: a backend of another kind is a user as well."""
+    file = image()
+    for kind, status in zip(kinds, (0, 1), strict=True):
+        disk = guest().disk(file, kind=kind)
+        assert runner.add(disk, variables={"XENBUS_TYPE": kind}).status == status
+    assert disk.read("hotplug-status") == b"busy"

@@ -12,7 +12,7 @@ from harness.locks import wait_until
 
 from hotplug.kernel.blockdev import LocalPaths
 from hotplug.kernel.loop import KernelLoops
-from hotplug.ports import LoopOptions
+from hotplug.ports import LoopOptions, Number
 
 PLAIN = LoopOptions()
 
@@ -194,3 +194,13 @@ def test_the_fake_fails_on_demand():
         attach(world, path)
     assert world.loops.all() == []
     assert attach(world, path).number == 0
+
+
+def test_the_loop_device_below_a_block_device(world):
+    paths = world.paths
+    with paths.locate(world.file("below")) as located, located.open(writable=True) as backing:
+        loop = world.loops.attach(backing, PLAIN, b"below")
+        assert world.loops.below(loop.device_number) == loop
+        assert world.loops.detach(loop.number, only_if=lambda _: True)
+    world.wait_until_unbound()
+    assert world.loops.below(Number(1, 0)) is None  # a RAM disk, or nothing

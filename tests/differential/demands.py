@@ -125,13 +125,24 @@ def conflict(step: Step, reading: Reading) -> bytes | None:
     )
     taken = sharing.verdict(facts, reading)
     if taken is None:
-        return None
+        return conflict_beneath(step, facts, reading)
     if step.target.kind == "file":
         file = step.target.token.encode()
         prefix = b"File " + step.target.real + b" is loopback-mounted through {number of " + file
         prefix += b"},\nwhich is mounted "
     else:
         prefix = b"Device " + shown(step.target) + b" is mounted "
+    return prefix + sharing.BUSY[facts.wanted, taken]
+
+
+def conflict_beneath(step: Step, facts: sharing.Facts, reading: Reading) -> bytes | None:
+    """The text of ours if the file of a loop device is taken."""
+    taken = sharing.verdict_beneath(facts, reading)
+    if taken is None:
+        return None
+    prefix = b"Device " + shown(step.target) + b" is on a file that is loopback-mounted through"
+    file = facts.host.loop(step.target.token).file.encode()
+    prefix += b" {number of " + file + b"},\nwhich is mounted "
     return prefix + sharing.BUSY[facts.wanted, taken]
 
 

@@ -257,6 +257,8 @@ RULES: dict[str, Rule] = {
     "D11": reads(forced=True),
     "D12": reads(suffix=True),
     "D13": reads(environment=True),
+    "3.4 kinds": reads(kinds=True),
+    "3.4 beneath": reads(beneath=True),
     "D06": detached_by_record,
     "F63": removal_without_device,
     "D09": only_own_detached,

@@ -26,6 +26,8 @@ class Reading:
     forced: bool = False  # D11: who has w! writes
     suffix: bool = False  # D12: -1 at the end of a vm is ignored on both sides
     environment: bool = False  # D13: it needs no variables to find the backends
+    kinds: bool = False  # 3.4, not seen by stock: backends of another kind
+    beneath: bool = False  # not seen by stock: who else has the file of a loop device
 
 
 def canonical(mode: bytes) -> str:
@@ -63,23 +65,38 @@ def verdict(facts: Facts, reading: Reading) -> str | None:
             if bound.file == facts.target.token
             and (reading.offsets if bound.offset else reading.files)
         ]
+    return verdict_on(facts, candidates, reading)
+
+
+def verdict_beneath(facts: Facts, reading: Reading) -> str | None:
+    """The same for the other loop devices on the file of one that we want."""
+    device = facts.host.loop(facts.target.token)
+    if facts.wanted == "!" or not reading.beneath or device is None:
+        return None
+    others = [bound.token for bound in facts.host.loops if bound.file == device.file]
+    return verdict_on(facts, [token for token in others if token != device.token], reading)
+
+
+def verdict_on(facts: Facts, candidates: list[str], reading: Reading) -> str | None:
     mounts = [facts.mounted[token] for token in candidates if token in facts.mounted]
     if any(facts.wanted == "w" or not read_only for read_only in mounts):
         return "local"
     if facts.bare and not reading.environment:
         return None
-    users = [user for token in candidates for user in users_of(facts, token)]
+    users = [user for token in candidates for user in users_of(facts, token, reading)]
     return "guest" if any(forbids(facts, user, reading) for user in users) else None
 
 
-def users_of(facts: Facts, token: str) -> list[str]:
+def users_of(facts: Facts, token: str, reading: Reading) -> list[str]:
     """The backends that have a loop device: others of ours that still name it do not."""
-    owner = facts.owners.get(token) if facts.target.kind == "file" else None
+    owner = facts.owners.get(token) if facts.target.token != token else None
     kind = facts.backend.partition("/")[0]
     return [
         user
         for user in facts.users.get(token, ())
-        if user != facts.backend and user.startswith(f"{kind}/") and owner in {None, user}
+        if user != facts.backend
+        and (reading.kinds or user.startswith(f"{kind}/"))
+        and owner in {None, user}
     ]
 
 
@@ -126,7 +143,7 @@ def plain(value: bytes) -> bytes:
 
 
 STOCK = Reading()
-OURS = Reading(*[True] * 6)
+OURS = Reading(*[True] * 8)
 
 BUSY = {
     ("w", "guest"): b"in a guest domain,\nand so cannot be mounted now.",

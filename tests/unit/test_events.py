@@ -33,6 +33,12 @@ def test_a_path_is_kept_as_given(path, base):
         "backend/vbd/5/51712/state",
         "a b",
         "x-vbd/5/6",
+        "vbd/5/51712",
+        "/vbd/5/51712",
+        "attic/backend/vbd/5/51712",
+        "local/domain/0/backend/vbd/5/51712",
+        "/local/domain/x/backend/vbd/5/51712",
+        "/libxl/5/device/vbd/5/51712",
     ],
 )
 def test_other_paths_are_refused(path):
@@ -61,7 +67,9 @@ def test_no_backend():
 
 
 def test_bytes_survive():
-    decoded = Invocation.decode([b"/s/block", b"add"], {b"XENBUS_PATH": b"b/vbd/1/2"}, b"/\xff")
+    decoded = Invocation.decode(
+        [b"/s/block", b"add"], {b"XENBUS_PATH": b"backend/vbd/1/2"}, b"/\xff"
+    )
     assert decoded.cwd == "/\udcff"
     assert decoded.event().cwd == "/\udcff"
 

@@ -158,3 +158,18 @@ def test_an_abandoned_job_that_hangs_lets_its_device_go_on():
     assert job.deadline.abandon()
     assert bench.wait_for(1) == [("a", DONE)]
     gate.set()
+
+
+def test_nobody_waits_for_a_crashed_job():
+    """The store goes while the agent ends: its clients shall go on at once, not after 38 s."""
+    bench = Bench()
+
+    def work(_):
+        raise ConnectionError("the store is gone")
+
+    bench.submit("a", work)
+    begun = time.monotonic()
+    assert not bench.queues.drain(30.0)
+    assert time.monotonic() - begun < 10
+    assert len(bench.crashes) == 1
+    assert bench.answers == []

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from hotplug.errors import DeviceBusyError, HotplugError
 from hotplug.handlers.disk import Mode
-from hotplug.handlers.sharing import reference, refuse_file
+from hotplug.handlers.sharing import mark, reference, refuse_file
 from hotplug.handlers.targets import Attached
 from hotplug.handlers.targets.phy import device_keys
 from hotplug.ports import Attachment, FileId, LoopOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import ExitStack
     from typing import BinaryIO
 
@@ -42,10 +43,9 @@ def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> A
         refuse_file(host, disk.device, disk.frontend, path, file_id, disk.mode)
 
     def attach(entry: Entry, undo: ExitStack) -> Attached:
-        loop = half_done(host, disk, file_id) or attach_loop(
+        loop = half_done(host, disk, path, file_id, entry) or attach_loop(
             host, disk, backing, path, file_id, entry, undo
         )
-
         refuse_replaced(located)
 
         def verify() -> None:
@@ -67,15 +67,55 @@ def refuse_replaced(located: Located) -> None:
         raise HotplugError(f"{located.path} was replaced while it was being attached")
 
 
-def half_done(host: Host, disk: Disk, file_id: FileId) -> Loop | None:
-    """The loop device that a stock run attached and told the guest before it died."""
+def half_done(host: Host, disk: Disk, path: str, file_id: FileId, entry: Entry) -> Loop | None:
+    """The loop device that a stock run attached and told the guest before it died.
+
+    The journal takes it over. It stays there if we fail, as the keys do: whoever removes the
+    backend, or finds it gone, detaches the device.
+    """
     if disk.physical_device is None or disk.node is None:
         return None
     number = loop_number(disk.node)
     loop = host.loops.get(number) if number is not None else None
-    if loop is not None and loop.backing == file_id:
-        return loop if str(loop.device_number).encode() == disk.physical_device else None
-    return None
+    if loop is None or (loop.backing, str(loop.device_number).encode()) != (
+        file_id,
+        disk.physical_device,
+    ):
+        return None
+    if loop.reference.startswith(mark(host)):
+        return None  # bound for another backend, or for ours and forgotten
+    facts = {
+        **facts_of(path, file_id),
+        "loop": loop.number,
+        "reference": os.fsdecode(loop.reference),
+    }
+    entry.record(Attachment("file", facts))
+    return loop
+
+
+def is_in_place(host: Host, disk: Disk, backing: Callable[[], FileId | None]) -> bool:
+    """Whether the loop device of ``node`` is ours, or a stock one that is bound to the file.
+
+    ``backing`` finds out which file that is; None if it is gone, which proves nothing.
+    """
+    number = loop_number(disk.node or b"")
+    if number is None:
+        return True
+    host.deadline.stage(f"looking at /dev/loop{number}")
+    try:
+        loop = host.loops.get(number)
+    except OSError:
+        return True  # a file system that is gone does not unbind the device
+    if loop is None or disk.physical_device not in (None, str(loop.device_number).encode()):
+        return False
+    if loop.reference.startswith(mark(host)):
+        return loop.reference == reference(host, disk.device)
+    return backing() in (None, loop.backing)
+
+
+def facts_of(path: str, file_id: FileId) -> dict[str, str | int]:
+    """What the journal needs to know a file again."""
+    return {"path": path, "device": file_id.device, "inode": file_id.inode}
 
 
 def loop_number(node: bytes) -> int | None:
@@ -122,11 +162,7 @@ def attach_loop(
     options = LoopOptions(
         read_only=not disk.mode.writes, direct_io=rule.direct_io, block_size=rule.block_size
     )
-    facts: dict[str, str | int] = {
-        "path": path,
-        "device": file_id.device,
-        "inode": file_id.inode,
-    }
+    facts = facts_of(path, file_id)
     entry.record(Attachment(target, facts))
     host.deadline.stage(f"attaching {path} to a loop device")
     try:
@@ -170,6 +206,13 @@ def detach(host: Host, device: Device, attachment: Attachment) -> None:
     facts = attachment.facts
     file_id = FileId(int(facts["device"]), int(facts["inode"]))
     host.deadline.stage(f"detaching {facts['path']} from its loop device")
+    if "reference" in facts:  # of another's making, see half_done
+        theirs = os.fsencode(str(facts["reference"]))
+        host.loops.detach(
+            int(facts["loop"]),
+            only_if=lambda loop: (loop.backing, loop.reference) == (file_id, theirs),
+        )
+        return
     if "loop" in facts:
         detach_loop(host, device, file_id, int(facts["loop"]))
         return
@@ -199,7 +242,7 @@ def detach_unrecorded(
     backing_name = host.loops.backing_name(number)
 
     def is_meant(loop: Loop) -> bool:
-        if loop.reference.startswith(host.instance.encode() + b":"):
+        if loop.reference.startswith(mark(host)):
             return loop.reference == reference(host, disk.device)
         return loop.backing == file_id or backing_name in names
 

@@ -11,7 +11,8 @@ import os
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers.sharing import refuse_device
+from hotplug.handlers.disk import Mode
+from hotplug.handlers.sharing import refuse_device, refuse_other_loops
 from hotplug.handlers.targets import Attached
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     from hotplug.events import Device
     from hotplug.handlers.disk import Disk
     from hotplug.handlers.targets import Attach
-    from hotplug.ports import Attachment, Entry, Host, Located
+    from hotplug.ports import Attachment, Entry, Host, Located, Loop
 
 
 def prepare(host: Host, disk: Disk, located: Located) -> Attach:
     """Offer a block device that was found under ``located``."""
     path = located.real_path if located.is_link else located.path
     number = located.number
+    loop: Loop | None = None
 
     def verify() -> None:
         if not located.still_there():
@@ -34,9 +36,15 @@ def prepare(host: Host, disk: Disk, located: Located) -> Attach:
 
     def refuse_sharing() -> None:
         refuse_device(host, disk.device, disk.frontend, path, number, disk.mode)
+        if loop is not None:
+            refuse_other_loops(host, disk.device, disk.frontend, path, loop, disk.mode)
 
     def attach(entry: Entry, undo: ExitStack) -> Attached:  # noqa: ARG001 - nothing is attached
+        nonlocal loop
         verify()
+        if disk.mode is not Mode.FORCED:
+            host.deadline.stage(f"asking {path} for its file")
+            loop = host.loops.below(number)
         return Attached(device_keys(path, str(number)), refuse_sharing, verify)
 
     return attach

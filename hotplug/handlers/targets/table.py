@@ -6,6 +6,7 @@ with ``type=`` in the store, by the backend's ``type`` while the script is plain
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from typing import TYPE_CHECKING, Protocol, cast
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from hotplug.events import Device, Event
     from hotplug.handlers.disk import Disk
     from hotplug.handlers.targets import Attach, dummy, helper, iscsi, nbd, tap
-    from hotplug.ports import Attachment, Host, Located
+    from hotplug.ports import Attachment, FileId, Host, Located
 
 # The kind of a disk, and the module for it.
 MODULES = {
@@ -77,6 +78,24 @@ def has_helper(host: Host, disk: Disk) -> bool:
     from hotplug.handlers.targets import helper  # noqa: PLC0415 - as for ``target``
 
     return helper.path(host, disk.type) is not None
+
+
+def is_in_place(host: Host, disk: Disk, event: Event) -> bool:
+    """Whether the loop device that a backend names is still the one that it was given.
+
+    True for all other disks: there is nothing to tell it by.
+    """
+    if disk.node is None:
+        return True
+    with contextlib.ExitStack() as resources:
+
+        def backing() -> FileId | None:
+            with contextlib.suppress(HotplugError):
+                located = locate(host, disk, event, resources)
+                return located.file_id if located is not None else None
+            return None
+
+        return file.is_in_place(host, disk, backing)
 
 
 def detach(host: Host, device: Device, attachment: Attachment) -> None:

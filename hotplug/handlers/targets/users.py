@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hotplug.handlers.disk import CONNECTED
-from hotplug.handlers.sharing import Party, busy, same_vm, user_in_conflict
+from hotplug.handlers.disk import CONNECTED, Mode
+from hotplug.handlers.sharing import Party, busy, refuse_unknown, same_vm, user_in_conflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +46,8 @@ def refuse(host: Host, disk: Disk, prefix: str, matches: Callable[[bytes], bool]
     holders = [
         holder for holder, _, status in others(host, disk.device, matches) if status == CONNECTED
     ]
+    if disk.mode is not Mode.FORCED:
+        refuse_unknown(host, disk.frontend, disk.params)
     if not holders:
         return
     me = Party.read(host.store, disk.frontend)

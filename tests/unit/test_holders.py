@@ -1,0 +1,203 @@
+"""The index of who holds which disk: what makes it read what, and that it forgets nothing."""
+
+import errno
+
+import pytest
+from fakes_store import FakeStore
+
+from hotplug.agent.holders import StoreHolders, list_backends
+from hotplug.events import Device
+from hotplug.ports import Number
+
+KEYS = ("physical-device", "mode", "params")
+DISK = Number(0xFD, 3)
+
+
+class CountingStore(FakeStore):
+    """Notes what each request asks for."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.requests = []
+
+    def read_many(self, paths, **options):
+        self.requests.append(list(paths))
+        return super().read_many(paths, **options)
+
+    def directory_many(self, paths):
+        self.requests.append(list(paths))
+        return super().directory_many(paths)
+
+    def allow(self, path):
+        """Undo ``forbid``; the watch hears of it as of every change of permissions."""
+        self._forbidden.discard(self._absolute(path))
+        self.fire(self._absolute(path))
+
+
+def disk(store, domid, number="fd:3", *, kind="vbd", devid=51712):
+    path = f"backend/{kind}/{domid}/{devid}"
+    for key, value in {"params": "/dev/x", "mode": "w", "physical-device": number}.items():
+        store.write(f"{path}/{key}", value.encode())
+    return Device(kind, domid, devid)
+
+
+@pytest.fixture
+def store():
+    return CountingStore()
+
+
+@pytest.fixture
+def index(store):
+    """An index that a watch keeps; it has read everything once."""
+    made = StoreHolders(store)
+    store.watch("backend", "index", lambda path, _: made.changed(path))
+    made.watched(None)
+    return made
+
+
+def users(index, number=DISK):
+    return sorted(holder.device.domid for holder in index.of(number))
+
+
+def asked(store, index):
+    """What one refresh asks for."""
+    store.requests.clear()
+    index.refresh()
+    return [path for request in store.requests for path in request]
+
+
+def test_everything_is_read_once(store, index):
+    disk(store, 5)
+    disk(store, 6, kind="vbd3")
+    disk(store, 7, "fd:4")
+    index.refresh()
+    assert users(index) == [5, 6]
+    assert asked(store, index) == ["backend/vbd"]  # a round trip, for the events it brings
+
+
+def test_only_what_changed_is_read_again(store, index):
+    disk(store, 5)
+    index.refresh()
+    disk(store, 6)
+    assert asked(store, index) == [f"backend/vbd/6/51712/{k}" for k in KEYS]
+    assert users(index) == [5, 6]
+
+
+def test_other_keys_cost_nothing(store, index):
+    device = disk(store, 5)
+    index.refresh()
+    store.write(f"{device.path}/state", b"4")
+    assert asked(store, index) == ["backend/vbd"]
+
+
+def test_a_guest_that_goes_costs_no_reading_of_others(store, index):
+    disk(store, 5)
+    disk(store, 7)
+    index.refresh()
+    store.remove("backend/vbd/7")
+    assert asked(store, index) == ["backend/vbd/7"]
+    assert users(index) == [5]
+
+
+def test_a_disk_that_is_given_another_device(store, index):
+    device = disk(store, 5)
+    index.refresh()
+    store.write(f"{device.path}/physical-device", b"fd:4")
+    index.refresh()
+    assert users(index) == []
+    assert users(index, Number(0xFD, 4)) == [5]
+
+
+FAILURES = (
+    OSError(errno.EIO, "the store is sick"),
+    TimeoutError(errno.ETIMEDOUT, "the store is silent"),
+    PermissionError(errno.EACCES, "the store says no", "somewhere else"),
+)
+
+
+@pytest.mark.parametrize("error", FAILURES)
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_nothing_is_lost_when_everything_cannot_be_read(store, index, error, after):
+    disk(store, 5)
+    index.refresh()
+    store.remove("backend/vbd")  # of everything
+    disk(store, 5)
+    disk(store, 6)
+    store.fail_next(error, after=after)
+    with pytest.raises(OSError, match="the store"):
+        index.refresh()
+    assert 5 in users(index)
+    index.refresh()
+    assert users(index) == [5, 6]
+
+
+@pytest.mark.parametrize("error", FAILURES)
+def test_nothing_is_lost_when_a_change_cannot_be_read(store, index, error):
+    index.refresh()
+    disk(store, 5)
+    store.fail_next(error)
+    with pytest.raises(OSError, match="the store"):
+        index.refresh()
+    index.refresh()
+    assert users(index) == [5]
+
+
+def test_without_a_watch_every_refresh_reads_everything(store):
+    index = StoreHolders(store)
+    disk(store, 5)
+    index.refresh()
+    disk(store, 6)
+    store.fail_next(OSError(errno.EIO, "the store is sick"), after=2)
+    with pytest.raises(OSError, match="the store is sick"):
+        index.refresh()
+    index.refresh()
+    assert users(index) == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["backend/vbd", "backend/vbd/9", "backend/vbd/9/51712", "backend/vbd/9/51712/mode"],
+)
+def test_what_may_not_be_read_is_hidden_until_it_may(store, index, path):
+    disk(store, 9)
+    disk(store, 5, kind="vbd3")
+    store.forbid(path)
+    index.refresh()
+    assert index.hidden() == [path.removesuffix("/mode")]
+    assert users(index) == [5]
+    assert asked(store, index) == ["backend/vbd"]
+    store.allow(path)
+    index.refresh()
+    assert index.hidden() == []
+    assert users(index) == [5, 9]
+
+
+def test_what_is_hidden_later_is_still_known(store, index):
+    disk(store, 5)
+    disk(store, 9)
+    index.refresh()
+    store.forbid("backend/vbd/9")
+    store.fire("/local/domain/0/backend/vbd/9")
+    index.refresh()
+    assert users(index) == [5, 9]
+    assert index.hidden() == ["backend/vbd/9"]
+
+
+def test_a_hidden_directory_that_comes_and_goes(store, index):
+    disk(store, 5)
+    index.refresh()
+    store.mkdir("backend/vbd/9")
+    store.forbid("backend/vbd/9")
+    index.refresh()
+    assert index.hidden() == ["backend/vbd/9"]
+    store.allow("backend/vbd/9")
+    store.remove("backend/vbd/9")
+    index.refresh()
+    assert index.hidden() == []
+
+
+def test_backends_are_listed_without_those_that_may_not_be(store):
+    visible = disk(store, 5)
+    disk(store, 9)
+    store.forbid("backend/vbd/9")
+    assert list_backends(store, ("vbd", "vbd3")) == [visible]

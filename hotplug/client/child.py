@@ -30,11 +30,12 @@ DYING = 0.005  # seconds between two looks at a child that was killed
 class Child:
     """A child at work, as its parent knows it."""
 
-    __slots__ = ("_socket", "note", "pid")
+    __slots__ = ("_ended", "_socket", "note", "pid")
 
     def __init__(self, pid: int, connection: _socket.socket) -> None:
         self.pid = pid
         self.note = b""  # the last one
+        self._ended = False
         self._socket = connection
 
     def answer(self, seconds: float) -> bytes | None:
@@ -49,20 +50,26 @@ class Child:
             if not message:
                 break
             if message[:1] == ANSWER:
-                os.waitpid(self.pid, 0)
+                self.has_ended()  # no zombie, if it went at once
                 return message[1:]
             self.note = message[1:]
         return None
 
     def kill(self, seconds: float) -> bool:
         """End the child; False if that takes longer, because it hangs in the kernel."""
-        os.kill(self.pid, signal.SIGKILL)
+        if not self.has_ended():
+            os.kill(self.pid, signal.SIGKILL)
         until = time.monotonic() + seconds
-        while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+        while not self.has_ended():
             if time.monotonic() > until:
                 return False
             time.sleep(DYING)
         return True
+
+    def has_ended(self) -> bool:
+        """Whether no thread of it is left; one that hangs may outlive the answer."""
+        self._ended = self._ended or os.waitpid(self.pid, os.WNOHANG) != (0, 0)
+        return self._ended
 
 
 def start(work: Callable[[Tell], bytes]) -> Child:

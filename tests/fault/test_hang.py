@@ -89,6 +89,20 @@ def test_a_oneshot_run_gives_up(oneshot, dead_mounts, operation, file_disk, hold
     goes_on(oneshot, disk)
 
 
+def test_a_oneshot_run_does_not_wait_for_the_disk_of_another(oneshot, dead_mounts, file_disk):
+    """It asks every loop device what it is bound to, and leaves behind who does not answer."""
+    (mount,) = dead_mounts(1)
+    dead, disk = file_disk(file=mount.path), file_disk()
+    assert oneshot.add(dead).status == 0
+    mount.hang("getattr")
+    for action in ("add", "remove"):
+        began = time.monotonic()
+        assert oneshot.run(disk, action).status == 0
+        assert time.monotonic() - began < DEADLINE
+    mount.release()
+    assert oneshot.remove(dead).status == 0
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_the_file_system_dies_for_good(agent, place, dead_mounts, operation, file_disk, holds):
     (mount,) = dead_mounts(1)

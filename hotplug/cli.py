@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how programs end
     arguments = parser().parse_args(argv)
     from hotplug import commands  # noqa: PLC0415 - --help and usage errors need none of it
 

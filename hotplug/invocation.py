@@ -16,6 +16,9 @@ from hotplug.events import Action, Device, Event
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+# What a toolstack may ask for; reclaim is ours alone.
+PUBLIC = {action.value: action for action in Action if action is not Action.RECLAIM}
+
 PROBE = "block-drbd-probe"  # has a device as its argument and knows no backend
 
 
@@ -54,8 +57,8 @@ class Invocation:
         command = next((word for word in self.argv[1:] if "=" not in word), None)
         path = self.variables.get("XENBUS_PATH", "")
         try:
-            action = Action(command or "")
-        except ValueError:
+            action = PUBLIC[command or ""]
+        except KeyError:
             wish = f"Invalid command: {command}" if command else "Invalid command: none given"
             raise UsageError(wish) from None
         if not path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 
 TYPE_CHECKING = False
@@ -49,9 +48,11 @@ class Logs:
         self.note(f"{script}: {traceback.format_exc()}")
 
     def _to_syslog(self, line: str) -> None:
-        import socket  # noqa: PLC0415 - a one-shot run that succeeds needs none
-
         message = f"<{DAEMON_ERR}>{time.strftime('%b %e %H:%M:%S')} {line}"
+        try:
+            import socket  # noqa: PLC0415 - a one-shot run that succeeds needs none
+        except (ImportError, OSError):
+            return  # no descriptor is free
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
             log.setblocking(False)
             log.sendto(os.fsencode(message)[:8000], self._syslog)
@@ -61,5 +62,4 @@ def to_stderr(text: str) -> None:
     """A sentence for whoever ran us."""
     if text:
         with contextlib.suppress(OSError):
-            sys.stderr.buffer.write(os.fsencode(text) + b"\n")
-            sys.stderr.flush()
+            os.write(2, os.fsencode(text) + b"\n")

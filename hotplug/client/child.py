@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
     Tell: TypeAlias = Callable[[bytes], None]
 
-NOTE, ANSWER = b"n", b"a"  # what a message begins with
+NOTE, ANSWER, ERROR = b"n", b"a", b"e"  # what a message begins with
 LARGEST_MESSAGE = 65537  # bytes: a packet of wire.py, and one more
 DYING = 0.005  # seconds between two looks at a child that was killed
+
+
+class WorkError(Exception):
+    """The work ended with an exception, which the child cannot hand over, but its text."""
 
 
 class Child:
@@ -39,7 +43,10 @@ class Child:
         self._socket = connection
 
     def answer(self, seconds: float) -> bytes | None:
-        """Wait for the end of the work; None if it takes longer, or if the child has died."""
+        """Wait for the end of the work; None if it takes longer, or if the child has died.
+
+        WorkError if the work raised anything.
+        """
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._socket.settimeout(left)
@@ -49,10 +56,13 @@ class Child:
                 break
             if not message:
                 break
-            if message[:1] == ANSWER:
-                self.has_ended()  # no zombie, if it went at once
-                return message[1:]
-            self.note = message[1:]
+            if message[:1] == NOTE:
+                self.note = message[1:]
+                continue
+            self.has_ended()  # no zombie, if it went at once
+            if message[:1] == ERROR:
+                raise WorkError(os.fsdecode(message[1:]))
+            return message[1:]
         return None
 
     def kill(self, seconds: float) -> bool:
@@ -68,31 +78,56 @@ class Child:
 
     def has_ended(self) -> bool:
         """Whether no thread of it is left; one that hangs may outlive the answer."""
-        self._ended = self._ended or os.waitpid(self.pid, os.WNOHANG) != (0, 0)
+        if not self._ended:
+            try:
+                self._ended = os.waitpid(self.pid, os.WNOHANG) != (0, 0)
+            except ChildProcessError:
+                self._ended = True  # SIGCHLD is ignored, so that nobody hears of it
         return self._ended
 
 
 def start(work: Callable[[Tell], bytes]) -> Child:
     """Let a child do it; ``work`` gets a function that tells its parent a note."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
     if pid:
         theirs.close()
         return Child(pid, ours)
     try:
         ours.close()
-        let_go_of_caller()
-        start_new_thread(follow_parent, (theirs,))
-        theirs.send(ANSWER + work(lambda note: tell(theirs, note)))
+        theirs.send(outcome(work, theirs))
     finally:
         os._exit(0)
 
 
+def outcome(work: Callable[[Tell], bytes], parent: _socket.socket) -> bytes:
+    """The last message."""
+    try:
+        let_go_of_caller()
+        start_new_thread(follow_parent, (parent,))
+        return ANSWER + work(lambda note: tell(parent, note))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it
+        return ERROR + os.fsencode(str(error) or type(error).__name__)
+
+
 def let_go_of_caller() -> None:
-    """Who reads what our parent says waits until nobody can say anything any more."""
+    """Who reads what our parent says waits until nobody can say anything any more.
+
+    And whoever wants us to stop tells our parent, which stops us in good order.
+    """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    os.close(null)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def tell(parent: _socket.socket, note: bytes) -> None:

@@ -8,7 +8,8 @@
  * killed, its socket closes, and the agent undoes what it had begun.
  *
  * Whatever goes wrong here ends in one sentence on stderr and status 1, the failure status of the
- * stock scripts: to libxl every status but 0 is a failure, and 255 its own failure to exec.
+ * stock scripts: to libxl every status but 0 is a failure, and 255 its own failure to exec. Before
+ * that we become a Python that writes the sentence to the store, where people look for it.
  *
  * It makes its own system calls, because starting the C library takes ten times as long as all
  * the rest: glibc 2.36 asks the processor for its features with 68 CPUID instructions, and each
@@ -56,15 +57,20 @@ __attribute__((used)) static const char MARK[] = "xen-hotplug drop-in";
 
 /* -S: no .pth files, no other site directory; ours comes last, so that nothing shadows the
  * standard library. UTF-8 mode: names of files are the same bytes in every locale. _exit: a
- * thread that hangs in the kernel must not keep us, and tidying up takes time. */
-static const char PROGRAM[] =
-	"import os, sys; sys.path.append(sys.argv.pop(1)); "
-	"from hotplug.client.oneshot import main; "
-	"status = main(sys.argv[1:]); sys.stderr.flush(); os._exit(status)";
+ * thread that hangs in the kernel must not keep us, and tidying up takes time. Before anything is
+ * begun, an interrupt just ends us, without a traceback. */
+#define PROGRAM(function) \
+	"import os, sys, _signal as s; s.getsignal(2) == s.SIG_IGN or s.signal(2, s.SIG_DFL); " \
+	"sys.path.append(sys.argv.pop(1)); " \
+	"from hotplug.client.oneshot import " function "; os._exit(" function "(sys.argv[1:]))"
+static const char MAIN[] = PROGRAM("main");
+static const char REPORT[] = PROGRAM("report");
 
 static char packet[MAX_PACKET + 1]; /* the one we send, then the one we get; and a newline */
 static size_t length;
 static const char *script = "xen-hotplug client"; /* argv[0] */
+static char *const *caller; /* argv, and behind its NULL the environment, as the kernel has it */
+static int words; /* argc */
 
 _Static_assert(sizeof(long) == 8, "the system calls here are those of 64-bit Linux");
 
@@ -219,12 +225,17 @@ static void add_number(long number)
 	add(digits + at);
 }
 
+static void leave_word(const char *sentence);
+
 /* "SCRIPT: ABOUT PROBLEM: why" and status 1; `result` is that of a system call, or 0. */
 __attribute__((noreturn)) static void fail(const char *about, const char *problem, long result)
 {
+	size_t start;
+
 	length = 0;
 	add(script);
 	add(": ");
+	start = length;
 	add(about);
 	add(problem);
 	if (result == -EACCES || result == -EPERM) {
@@ -233,8 +244,10 @@ __attribute__((noreturn)) static void fail(const char *about, const char *proble
 		add(": error ");
 		add_number(-result);
 	}
-	packet[length++] = '\n';
-	say(packet, length);
+	packet[length] = '\n';
+	say(packet, length + 1);
+	packet[length] = '\0';
+	leave_word(packet + start);
 	leave(1);
 }
 
@@ -369,7 +382,7 @@ static void ask(int fd, int64_t deadline)
 
 /* The one-shot path. */
 
-/* The directory that holds the package: the one we lie in, or where we were copied from. */
+/* The directory that holds the package: the one we lie in, or where we were copied from; or NULL. */
 static const char *site(void)
 {
 	static char path[MAX_PATH], module[MAX_PATH + sizeof ONESHOT];
@@ -384,9 +397,7 @@ static const char *site(void)
 		    CALL(SYS_faccessat, AT_FDCWD, module, R_OK, 0, 0, 0) == 0)
 			return path;
 	}
-	if (CALL(SYS_faccessat, AT_FDCWD, SITE ONESHOT, R_OK, 0, 0, 0) < 0)
-		fail("no agent answers, and its Python package is not in ", SITE, 0);
-	return SITE;
+	return CALL(SYS_faccessat, AT_FDCWD, SITE ONESHOT, R_OK, 0, 0, 0) < 0 ? NULL : SITE;
 }
 
 /* Run a program found in PATH; returns only if it cannot be run. */
@@ -407,17 +418,37 @@ static void execute_from_path(const char *name, char *const *argv, char *const *
 	}
 }
 
-__attribute__((noreturn)) static void become_oneshot(int argc, char *const *argv,
-						     char *const *environment)
+/* Where our caller closed a standard descriptor, Python must not get its number for a file. */
+static void fill_standard_descriptors(void)
 {
-	const char *const options[] = {"python3", "-I", "-S", "-X", "utf8", "-c", PROGRAM, site()};
-	const size_t count = sizeof options / sizeof *options;
-	static char *arguments[sizeof options / sizeof *options + MAX_ARGUMENTS + 1];
+	long fd;
 
-	for (size_t i = 0; i < count; i++)
-		arguments[i] = (char *)(uintptr_t)options[i];
-	for (int i = 0; i < argc; i++)
-		arguments[count + (size_t)i] = argv[i];
+	do
+		fd = CALL(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR, 0, 0, 0);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		CALL(SYS_close, fd, 0, 0, 0, 0, 0);
+}
+
+/* Run Python with the package, a word of ours if there is one, and our own arguments; returns only
+ * if there is no Python. */
+static void execute_python(const char *program, const char *package, const char *word)
+{
+	const char *const options[] = {"python3", "-I", "-S", "-X", "utf8", "-c", program, package};
+	const size_t count = sizeof options / sizeof *options;
+	static char *arguments[sizeof options / sizeof *options + 1 + MAX_ARGUMENTS + 1];
+	char *const *environment = caller + words + 1;
+	size_t size = 0;
+
+	fill_standard_descriptors();
+	while (size < count) {
+		arguments[size] = (char *)(uintptr_t)options[size];
+		size++;
+	}
+	if (word)
+		arguments[size++] = (char *)(uintptr_t)word;
+	for (int i = 0; i < words; i++)
+		arguments[size++] = caller[i];
 
 	arguments[0] = (char *)(uintptr_t)PYTHON; /* a virtual environment is found by this name */
 	CALL(SYS_execve, PYTHON, arguments, environment, 0, 0, 0);
@@ -425,6 +456,26 @@ __attribute__((noreturn)) static void become_oneshot(int argc, char *const *argv
 	CALL(SYS_execve, "/usr/bin/python3", arguments, environment, 0, 0, 0);
 	arguments[0] = (char *)(uintptr_t) "python3";
 	execute_from_path("python3", arguments, environment);
+}
+
+/* Become a Python that reports the sentence. Where there is none, stderr has to do. */
+static void leave_word(const char *sentence)
+{
+	const char *package = caller ? site() : NULL;
+
+	if (package)
+		execute_python(REPORT, package, sentence);
+}
+
+__attribute__((noreturn)) static void become_oneshot(void)
+{
+	const char *package = site();
+
+	if (package)
+		execute_python(MAIN, package, NULL);
+	caller = NULL; /* nor is there anybody to leave word with the store */
+	if (!package)
+		fail("no agent answers, and its Python package is not in ", SITE, 0);
 	fail("no agent answers, and there is no Python to do its work: neither ",
 	     PYTHON " nor /usr/bin/python3 nor a python3 in PATH can be run", 0);
 }
@@ -439,12 +490,14 @@ __attribute__((noreturn)) static void run(int argc, char *const *argv, char *con
 	if (argc < 1 || argc > MAX_ARGUMENTS)
 		fail("", "called without even a name, or with more than " TEXT(MAX_ARGUMENTS)
 			 " arguments", 0);
+	caller = argv;
+	words = argc;
 	/* Packed before we knock, so that the agent finds the request when it opens. */
 	pack_request(argc, argv, environment);
 	fd = connect_to_agent(environment);
 	if (fd >= 0)
 		ask(fd, deadline);
-	become_oneshot(argc, argv, environment);
+	become_oneshot();
 }
 
 __attribute__((noreturn, used)) void start(long *stack);

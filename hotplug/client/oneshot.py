@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING
 
-from hotplug import config
+from hotplug import config, xenstore
 from hotplug.agent import dispatch, host
 from hotplug.agent.deadline import GRACE, EventDeadline
 from hotplug.agent.dispatch import Outcome
@@ -25,34 +26,79 @@ from hotplug.events import Action, Event
 from hotplug.invocation import Invocation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from hotplug.client.child import Tell
     from hotplug.config import Config
     from hotplug.ports import Host
 
 LAST_WORDS = 1.0  # seconds to end the work, and to report the failure; the 40 s are near
+PROBE_FAILED = 2  # block-drbd-probe: not found out; 1 is an answer
+BY_SIGNAL = 128  # plus the signal's number, as a shell has it: the exit status of who is stopped
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StoppedError(Exception):
+    """Somebody wants this process to end."""
+
+    def __init__(self, number: int, _: object) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def main(argv: Sequence[str]) -> int:
     """Do what the script ``argv[0]`` was run for; the exit status."""
-    encoded = [os.fsencode(name) for name in wire.VARIABLES]
-    variables = {name: os.environb[name] for name in encoded if name in os.environb}
-    try:
-        cwd = os.getcwdb()
-    except OSError:
-        cwd = b"/"  # it was deleted under us
-    outcome = invoke(Invocation.decode([os.fsencode(a) for a in argv], variables, cwd))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how programs end
+    outcome = invoke(our_invocation(argv), age=process_age())
     to_stderr(outcome.text)
     return outcome.status
 
 
-def invoke(invocation: Invocation) -> Outcome:
-    """The same for words that are at hand already."""
+def report(argv: Sequence[str]) -> int:
+    """The thin client failed with the sentence ``argv[0]``; the rest is its own argv."""
+    try:
+        settings = config.load()
+    except HotplugError:
+        settings = config.Config()
+    logs = Logs(settings, stderr=False)
+    return leave_word(logs, our_invocation(argv[1:]), HotplugError(argv[0])).status
+
+
+def our_invocation(argv: Sequence[str]) -> Invocation:
+    """What this process was run for."""
+    encoded = [os.fsencode(name) for name in wire.VARIABLES]
+    variables = {name: os.environb[name] for name in encoded if name in os.environb}
+    return Invocation.decode([os.fsencode(a) for a in argv], variables, working_directory())
+
+
+def working_directory() -> bytes:
+    try:
+        return os.getcwdb()
+    except OSError:
+        return b"/"  # it was deleted under us
+
+
+def process_age() -> float:
+    """Seconds since this process began.
+
+    It began as the thin client, which may have waited for an agent that then died. The toolstack
+    counts from there.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as stat:
+            began = int(stat.read().rpartition(b")")[2].split()[19])  # field 22, proc(5)
+        with open("/proc/uptime", "rb") as uptime:
+            return float(uptime.read().split()[0]) - began / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0  # no descriptor is free; that will be the failure
+
+
+def invoke(invocation: Invocation, *, age: float = 0.0) -> Outcome:
+    """The same for words that are at hand already; the toolstack waits for ``age`` seconds."""
     try:
         settings = config.load()
     except HotplugError as error:
-        return dispatch.failed(Logs(config.Config(), stderr=False), invocation.script, error)
+        return leave_word(Logs(config.Config(), stderr=False), invocation, error)
     logs = Logs(settings, stderr=False)
     if not invocation.is_probe:
         try:
@@ -60,24 +106,90 @@ def invoke(invocation: Invocation) -> Outcome:
         except HotplugError as error:
             return dispatch.failed(logs, invocation.script, error)
     deadline = EventDeadline(settings.deadline)
-    deadline.started_before(process_age())
-    worker = child.start(lambda tell: in_child(settings, logs, invocation, deadline, tell))
-    answer = worker.answer(deadline.remaining() + GRACE)
-    if answer is None:
-        return give_up(settings, logs, invocation, deadline, worker)
-    status, text = wire.unpack_reply(answer)
-    return Outcome(status, os.fsdecode(text))
+    deadline.started_before(age)
+    with stoppable():
+        try:
+            worker = child.start(lambda tell: in_child(settings, logs, invocation, deadline, tell))
+        except OSError as error:
+            problem = HotplugError(f"no process can be started: {error.strerror}")
+            return leave_word(logs, invocation, problem)
+        return supervise(settings, logs, invocation, deadline, worker)
 
 
-def process_age() -> float:
-    """Seconds since this process began.
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Signals that end a process raise StoppedError, but not yet: they are blocked in here.
 
-    It began as the thin client, which may have waited for an agent that then died. The toolstack
-    counts from there. (For a command for people it is next to nothing.)
+    Who ignores one, as what runs under nohup does, goes on ignoring it.
     """
-    with open("/proc/self/stat", "rb") as stat, open("/proc/uptime", "rb") as uptime:
-        began = int(stat.read().rpartition(b")")[2].split()[19])  # field 22, proc(5)
-        return float(uptime.read().split()[0]) - began / os.sysconf("SC_CLK_TCK")
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number, handler in former.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def stop(number: int, frame: object) -> None:
+    raise StoppedError(number, frame)
+
+
+def supervise(
+    settings: Config,
+    logs: Logs,
+    invocation: Invocation,
+    deadline: EventDeadline,
+    worker: child.Child,
+) -> Outcome:
+    """Wait for the child's answer. If there is none, leave the failure in the store, and go."""
+    status = 1
+    try:
+        answer = answer_of(worker, deadline.remaining() + GRACE)
+        if answer is not None:
+            status, text = wire.unpack_reply(answer)
+            return Outcome(status, os.fsdecode(text))
+        error: HotplugError = no_answer(worker, deadline)
+    except child.WorkError as problem:
+        error = HotplugError(str(problem))
+    except StoppedError as stopped:
+        deadline.what = doing(worker)
+        error = HotplugError(f"the run was stopped ({stopped}) while {deadline.what}")
+        status = BY_SIGNAL + stopped.number
+    has_ended = worker.kill(LAST_WORDS)
+
+    def tidy(event: Event) -> None:
+        if has_ended:
+            reclaim(host.build(settings), logs, event)
+
+    outcome = leave_word(logs, invocation, error, retract=worker.note[:1] == b"1", then=tidy)
+    return outcome if status == 1 else Outcome(status, outcome.text)
+
+
+def answer_of(worker: child.Child, seconds: float) -> bytes | None:
+    """Its answer; StoppedError as soon as we shall end."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        return worker.answer(seconds)
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def no_answer(worker: child.Child, deadline: EventDeadline) -> HotplugError:
+    """Why: the work takes too long, or somebody killed it."""
+    deadline.what = doing(worker)
+    if deadline.remaining() > 0:
+        return HotplugError(f"the run was killed while {deadline.what}")
+    return deadline.error()
+
+
+def doing(worker: child.Child) -> str:
+    """What takes so long, as it said itself."""
+    return os.fsdecode(worker.note[1:]) or "starting"
 
 
 def in_child(
@@ -85,25 +197,29 @@ def in_child(
 ) -> bytes:
     """The work. What takes long just now is told to the parent, should it have to give up."""
     deadline.note = lambda: tell(b"%d%s" % (deadline.may_be_committed, os.fsencode(deadline.what)))
-    try:
-        built = host.build(settings)
-    except OSError as error:
-        problem = HotplugError(f"xenstore cannot be reached: {error}; does this host run Xen?")
-        outcome = dispatch.failed(logs, invocation.script, problem)
-    else:
-        outcome = work(built, logs, invocation, deadline)
+    outcome = work(settings, logs, invocation, deadline)
     return wire.pack_reply(outcome.status, os.fsencode(outcome.text))
 
 
-def work(built: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
+def work(settings: Config, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
+    """HotplugError if it could not even be begun, or not go on: then the parent reports that."""
+    words = " ".join(invocation.argv[1:2]) or "run"
+    try:
+        built = host.build(settings)
+    except ConnectionError as error:
+        raise HotplugError(
+            f"xenstore cannot be reached: {error}; does this host run Xen?"
+        ) from error
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        raise HotplugError(f"{words} failed: {where}{error.strerror or error}") from error
+    except Exception as error:  # whatever it is, the toolstack gets an answer
+        logs.traceback(invocation.script)
+        raise HotplugError(f"{words} failed: {type(error).__name__}: {error}") from error
     try:
         return dispatch.invoke(built, logs, invocation, deadline)
     except ConnectionError as error:
-        outcome = dispatch.failed(logs, invocation.script, HotplugError(f"xenstore: {error}"))
-        if not invocation.is_probe:
-            with contextlib.suppress(OSError):  # it may be back
-                reclaim(host.build(built.config), logs, invocation.event())
-        return outcome
+        raise HotplugError(f"xenstore: {error}") from error
 
 
 def reclaim(built: Host, logs: Logs, event: Event) -> None:
@@ -115,37 +231,37 @@ def reclaim(built: Host, logs: Logs, event: Event) -> None:
     dispatch.run(built, logs, again, EventDeadline(built.config.deadline))
 
 
-def give_up(
-    settings: Config,
+def leave_word(
     logs: Logs,
     invocation: Invocation,
-    deadline: EventDeadline,
-    worker: child.Child,
+    error: HotplugError,
+    *,
+    retract: bool = False,
+    then: Callable[[Event], None] | None = None,
 ) -> Outcome:
-    """The work takes too long, or somebody killed it: leave the failure in the store, and go."""
-    deadline.committed, what = worker.note[:1] == b"1", os.fsdecode(worker.note[1:])
-    deadline.stage(what or "starting")
-    late: HotplugError = deadline.error()
-    if deadline.remaining() > 0:
-        late = HotplugError(f"the run was killed while {deadline.what}")
-    has_ended = worker.kill(LAST_WORDS)
+    """Report a failure that no handler could report, in a time that the toolstack has left."""
     if invocation.is_probe:
-        return Outcome(2, str(late))
-    told: list[Outcome] = []
+        return Outcome(PROBE_FAILED, str(error))
 
-    def report() -> None:
+    def write() -> None:
         event = invocation.event()
-        with contextlib.suppress(OSError):
-            built = host.build(settings)
-            told.append(dispatch.fail(built, logs, event, late, deadline))
-            if has_ended:
-                reclaim(built, logs, event)
+        with xenstore.connect(timeout=LAST_WORDS) as store:
+            store.transaction(lambda found: dispatch.report(found, event, error, retract=retract))
+        if then is not None:
+            then(event)
 
-    # The store may be what hangs; then the text on stderr has to do.
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    thread.join(LAST_WORDS)
-    return told[0] if told else dispatch.failed(logs, invocation.script, late)
+    def try_to_write() -> None:
+        with contextlib.suppress(Exception):  # then the text on stderr has to do
+            write()
+
+    thread = threading.Thread(target=try_to_write, daemon=True)  # the store may be what hangs
+    try:
+        thread.start()
+    except RuntimeError:
+        try_to_write()  # this host has no room for a thread; each request has its limit
+    else:
+        thread.join(LAST_WORDS)
+    return dispatch.failed(logs, invocation.script, error)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,15 @@ def main(argv):
         "environ": {{k.decode("latin1"): v.decode("latin1") for k, v in os.environb.items()}},
         "path": sys.path, "isolated": sys.flags.isolated, "site": sys.flags.no_site,
         "utf8": sys.flags.utf8_mode, "executable": sys.executable,
+        "standard": [os.readlink(f"/proc/self/fd/{{number}}") for number in range(3)],
     }}
     print(json.dumps(seen), file=sys.stderr)
     return {ONESHOT_STATUS}
+def report(argv):
+    if "REPORTED" in os.environ:
+        with open(os.environ["REPORTED"], "w") as file:
+            json.dump(argv, file)
+    return 1
 """
 
 
@@ -373,17 +379,17 @@ def test_a_runtime_directory_with_too_long_a_name(client, start):
 # Where the agent is slow
 
 
-def test_no_answer_in_time(hasty, rundir, listener, start):
-    """The agent may be at work, so nobody else may begin."""
-    process = start(hasty, rundir, "add")
+def test_no_answer_in_time(hasty, rundir, listener, tmp_path, start):
+    """The agent may be at work, so nobody else may begin, but somebody reports it."""
+    reported = tmp_path / "reported"
+    process = start(hasty, rundir, "add", environ={"REPORTED": str(reported)})
     agent, _ = listener.accept()
     with agent:
         status, text = finish(process)
     assert status == 1
-    assert text == (
-        b"%b: the agent has not answered for 1 seconds; it may still be at work\n"
-        % os.fsencode(hasty)
-    )
+    sentence = "the agent has not answered for 1 seconds; it may still be at work"
+    assert text.decode() == f"{hasty}: {sentence}\n"
+    assert json.loads(reported.read_text()) == [sentence, str(hasty), "add"]
 
 
 def test_a_full_backlog(hasty, rundir, start):
@@ -406,6 +412,13 @@ def oneshot(process):
     status, stderr = finish(process)
     assert status == ONESHOT_STATUS, stderr
     return json.loads(stderr.splitlines()[-1])
+
+
+def test_oneshot_has_standard_descriptors(client, folder, start):
+    """Also if our caller has not: else its own files would get their numbers."""
+    seen = oneshot(start("sh", folder, "-c", 'exec "$0" <&- >&-', client))
+    assert seen["standard"][:2] == ["/dev/null", "/dev/null"]
+    assert seen["standard"][2].startswith("pipe:")
 
 
 def test_no_socket(client, rundir, start):

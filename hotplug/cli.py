@@ -8,16 +8,21 @@ themselves. The modules for a command are imported by that command.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from hotplug import __version__
-from hotplug.errors import HotplugError
+from hotplug.errors import HotplugError, UsageError, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+WRONG_USAGE = 2  # as argparse has it
+INTERRUPTED = 130  # as a shell has it
+LAST_STANDARD = 2
 
 DESCRIPTION = """\
 Does the work of Xen's hotplug scripts: gives the disks of starting guests a device, and takes it
@@ -38,22 +43,65 @@ Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how programs end
-    arguments = parser().parse_args(argv)
-    from hotplug import commands  # noqa: PLC0415 - --help and usage errors need none of it
-
+    fill_standard_descriptors()
     try:
-        return int(getattr(commands, arguments.run)(arguments))
+        status = run(argv)
+        flush()
     except HotplugError as error:
-        print(f"xen-hotplug: {error}", file=sys.stderr)
-        return error.exit_code
+        return failed(error, WRONG_USAGE if isinstance(error, UsageError) else error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `xen-hotplug block list | head`
+        leave_output()  # `xen-hotplug block list | head`
         return 0
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except OSError as error:
-        print(f"xen-hotplug: {error}", file=sys.stderr)
-        return 1
+        return failed(error, 1)
+    return status
+
+
+def run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as end:  # --help was printed, or a wrong call explained
+        return int(end.code or 0)
+    from hotplug import commands  # noqa: PLC0415 - --help and usage errors need none of it
+
+    return int(getattr(commands, arguments.run)(arguments))
+
+
+def fill_standard_descriptors() -> None:
+    """Where our caller closed one, a file of ours must not get its number."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for as long as we are
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - the same
+
+
+def flush() -> None:
+    """What cannot be written shall be our failure, not a complaint of Python's at the end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HotplugError(f"the output cannot be written: {error.strerror}") from error
+
+
+def leave_output() -> None:
+    """Nobody reads it any more, or it cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def failed(error: Exception, status: int) -> int:
+    """Say why; the exit status."""
+    try:
+        flush()
+    except (HotplugError, OSError):
+        leave_output()
+    with contextlib.suppress(OSError):
+        print(f"xen-hotplug: {error_text(error)}", file=sys.stderr)
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,7 +184,8 @@ def _block(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "list",
         help="list the disks of all guests",
         description="Lists every disk: its device, its guest, its file, how it may be used and"
-        " how far it got.",
+        " how far it got. 'lost' is one whose loop device was unbound under the guest, 'silent' one"
+        " whose file system does not answer.",
     )
     listing.add_argument("--json", action="store_true", help="for programs")
     listing.set_defaults(run="block_list")
@@ -150,7 +199,7 @@ def _mending(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
             (
                 "Detaches loop devices (and iSCSI sessions, NBD devices ...) that we attached for"
                 " a guest's disk and that no backend wants any more. Loop devices of others are"
-                " never touched."
+                " never touched. Those that do not answer are named."
             ),
         ),
         (

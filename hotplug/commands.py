@@ -5,6 +5,7 @@ Prints to stdout what was asked for; problems are HotplugError, which ``cli.main
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,14 +13,16 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from hotplug import config, disks
+from hotplug import aside, config, disks
 from hotplug.agent import host, reconcile
 from hotplug.agent.deadline import EventDeadline
+from hotplug.agent.logs import Logs
 from hotplug.client import ask, oneshot
-from hotplug.errors import HotplugError, UsageError
+from hotplug.errors import HotplugError, UsageError, error_text
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import block as block_handlers
 from hotplug.invocation import Invocation
+from hotplug.kernel import loop_sysfs
 from hotplug.kernel.loop import KernelLoops
 
 if TYPE_CHECKING:
@@ -72,13 +75,14 @@ def act(action: str, device: Device) -> int:
         "XENBUS_TYPE": device.kind,
         "XENBUS_BASE_PATH": device.base,
     }
-    script = os.path.join(config.load().scripts, script_name(device))
-    invocation = Invocation((script, action), variables, os.getcwd())
-    answer = ask.run(config.load().rundir, invocation)
-    if answer is None:
-        outcome = oneshot.invoke(invocation)
-        answer = (outcome.status, outcome.text)
-    status, text = answer
+    settings = config.load()
+    script = os.path.join(settings.scripts, script_name(device))
+    invocation = Invocation((script, action), variables, os.fsdecode(oneshot.working_directory()))
+    try:
+        status, text = ask.run(settings.rundir, invocation) or oneshot.invoke(invocation)
+    except HotplugError as error:
+        logs = Logs(settings, stderr=False)
+        status, text = oneshot.leave_word(logs, invocation, error)
     if text:
         print(f"xen-hotplug: {device}: {text}", file=sys.stderr)
     return status
@@ -96,7 +100,7 @@ def script_name(device: Device) -> str:
 
 def find_backend(name: str) -> Device:
     """Turn what an administrator types into a device."""
-    by_number = re.fullmatch(r"(\d+)[/:](\d+)", name)
+    by_number = re.fullmatch(r"([0-9]{1,5})[/:]([0-9]{1,10})", name)
     if by_number is not None:
         return Device("vbd", int(by_number[1]), int(by_number[2]))
     if name.count("/") >= 2:
@@ -110,8 +114,12 @@ def find_backend(name: str) -> Device:
 
 
 def block_list(arguments: argparse.Namespace) -> int:
+    return aside.run(lambda: list_disks(json_wanted=arguments.json))
+
+
+def list_disks(*, json_wanted: bool) -> int:
     rows = disks.all_disks()
-    if arguments.json:
+    if json_wanted:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return 0
     if not rows:
@@ -136,48 +144,69 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def gc(arguments: argparse.Namespace) -> int:
     """Detach what nobody wants."""
-    return sweep(host.build(config.load()), dry_run=arguments.dry_run)
+    return aside.run(lambda: sweep(host.build(config.load()), dry_run=arguments.dry_run))
 
 
 def sweep(built: Host, *, dry_run: bool) -> int:
     entries = list(reconcile.unwanted_entries(built))
     loops = list(reconcile.unknown_loops(built))
-    word = "would detach" if dry_run else "detached"
-    failures = 0
+    result = warn_of_silent(disks.bound_loops(built.loops))
     for leak in [*entries, *loops]:
-        if not dry_run:
-            failures += not release(built, leak)
-        print(f"{word} {leak.what}, which was attached for {leak.device}")
-    if not entries and not loops:
+        what = f"{leak.what}, which was attached for {leak.device}"
+        if dry_run:
+            print(f"would detach {what}")
+            continue
+        try:
+            if release(built, leak):
+                print(f"detached {what}")
+        except (HotplugError, OSError) as error:
+            print(f"xen-hotplug: {leak.device}: {error_text(error)}", file=sys.stderr)
+            result = 1
+    if not entries and not loops and not result:
         print("Nothing is attached that no backend wants.")
-    return 1 if failures else 0
+    return result
+
+
+def warn_of_silent(loops: Mapping[int, object]) -> int:
+    """Name the loop devices that do not answer; 1 if there are any."""
+    silent = [number for number, loop in sorted(loops.items()) if loop is None]
+    for number in silent:
+        print(
+            f"xen-hotplug: /dev/loop{number} does not answer, so nobody knows whose it is; the"
+            f" file system of {loop_sysfs.backing_name(number) or 'its file'} hangs",
+            file=sys.stderr,
+        )
+    return 1 if silent else 0
 
 
 def release(built: Host, leak: reconcile.Leak) -> bool:
-    """Detach one leak; False, with a sentence, if that fails."""
+    """Detach one leak; False if somebody else did, or wants it after all."""
     own = dataclasses.replace(built, deadline=EventDeadline(built.config.deadline))
-    try:
-        if leak.loop is None:
-            block_handlers.reclaim(own, Event(Action.RECLAIM, leak.device))
-        else:
-            reconcile.detach(own, leak)
-    except (HotplugError, OSError) as error:
-        print(f"xen-hotplug: {leak.device}: {error}", file=sys.stderr)
-        return False
-    return True
+    if leak.loop is not None:
+        return reconcile.unbind(own, leak)
+    block_handlers.reclaim(own, Event(Action.RECLAIM, leak.device))
+    return not built.journal.knows(leak.device)
 
 
 def reconcile_all(arguments: argparse.Namespace) -> int:
     """Make the host agree with the store."""
-    built = host.build(config.load())
-    result = sweep(built, dry_run=arguments.dry_run)
-    for device in reconcile.waiting(built):
+    result = gc(arguments)
+    for device in reconcile.waiting(host.build(config.load())):
         if arguments.dry_run:
             print(f"would attach {device}, which waits for its disk")
-        else:
-            print(f"attaching {device}, which waits for its disk")
-            result |= act("add", device)
-    for row in disks.all_disks(built):
+            continue
+        print(f"attaching {device}, which waits for its disk", flush=True)
+        status = act("add", device)
+        if status > oneshot.BY_SIGNAL:
+            return status
+        result |= status
+    return result | aside.run(name_lost)
+
+
+def name_lost() -> int:
+    """Name the disks that were unbound under their guests; 1 if there are any."""
+    result = 0
+    for row in disks.all_disks():
         if row.state == "lost":
             print(
                 f"{row.domid}/{row.devid} of {row.guest}: {row.device} is no longer bound to"
@@ -190,16 +219,28 @@ def reconcile_all(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     """What the agent is doing."""
     settings = config.load()
-    told = ask.status(settings.rundir)
-    facts = describe(settings, told)
-    if arguments.json:
-        print(json.dumps(facts, indent=2))
-    elif told is None:
-        print(f"No agent serves {settings.rundir}; scripts do their work themselves (one-shot).")
-        print_loops(facts)
-        print_locks(facts)
-    else:
-        print_status(facts)
+    problem = None
+    try:
+        told = ask.status(settings.rundir)
+    except ask.SilentAgentError as error:
+        told, problem = None, error
+
+    def show() -> int:
+        facts = describe(settings, told)
+        if arguments.json:
+            print(json.dumps(facts, indent=2))
+        elif told is not None:
+            print_status(facts)
+        else:
+            if problem is None:
+                print(f"No agent serves {settings.rundir}; each script does its work itself.")
+            print_loops(facts)
+            print_locks(facts)
+        return 0
+
+    aside.run(show)
+    if problem is not None:
+        raise problem
     return 0
 
 
@@ -209,16 +250,22 @@ def describe(settings: config.Config, told: Mapping[str, object] | None) -> dict
 
     facts: dict[str, object] = {"agent": told}
     if told is not None:
-        process = psutil.Process(int(str(told["pid"])))
-        with process.oneshot():
-            times = process.cpu_times()
-            facts["memory_mib"] = round(process.memory_info().rss / 2**20, 1)
-            facts["cpu_s"] = round(times.user + times.system, 2)
+        facts["memory_mib"] = facts["cpu_s"] = None
+        # It may be in another PID namespace, or have ended since.
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(int(str(told["pid"])))
+            with process.oneshot():
+                times = process.cpu_times()
+                facts["memory_mib"] = round(process.memory_info().rss / 2**20, 1)
+                facts["cpu_s"] = round(times.user + times.system, 2)
     mark = host.instance(settings.rundir).encode() + b":"
-    loops = KernelLoops().all()
+    loops = disks.bound_loops(KernelLoops())
     facts["loops"] = {
         "bound": len(loops),
-        "ours": sum(loop.reference.startswith(mark) for loop in loops),
+        "ours": sum(
+            loop is not None and loop.reference.startswith(mark) for loop in loops.values()
+        ),
+        "silent": sum(loop is None for loop in loops.values()),
     }
     facts["locks"] = [
         {"lock": path, "pid": pid, "process": name_of(pid)}
@@ -247,7 +294,9 @@ def print_status(facts: Mapping[str, object]) -> None:
     print(f"events    {events['finished']} done, {events['failed']} of them failed")
     print(f"attached  {told['attached']} disks")
     print_loops(facts)
-    print(f"memory    {facts['memory_mib']} MiB, CPU {facts['cpu_s']} s, {told['workers']} workers")
+    if facts["memory_mib"] is not None:
+        print(f"memory    {facts['memory_mib']} MiB, CPU {facts['cpu_s']} s")
+    print(f"workers   {told['workers']}")
     if not told["queue"]:
         print("queue     empty")
     for job in told["queue"]:
@@ -259,7 +308,10 @@ def print_status(facts: Mapping[str, object]) -> None:
 def print_loops(facts: Mapping[str, object]) -> None:
     loops = facts["loops"]
     if isinstance(loops, dict):
-        print(f"loops     {loops['ours']} of the {loops['bound']} bound loop devices are ours")
+        silent = f", {loops['silent']} of them silent" if loops["silent"] else ""
+        print(
+            f"loops     {loops['ours']} of the {loops['bound']} bound loop devices are ours{silent}"
+        )
 
 
 def print_locks(facts: Mapping[str, object]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "/etc/xen-hotplug.toml"
 DEFAULT_RUNDIR = "/run/xen-hotplug"
+MAX_RUNDIR = 99  # bytes; with "/control" behind it, it is a socket's path, see unix(7)
 MAX_DEADLINE = 35.0  # libxl kills a script after 40 s and then does not read hotplug-error
 BLOCK_SIZES = (0, 512, 1024, 2048, 4096)
 
@@ -55,6 +56,11 @@ def load(environ: Mapping[str, str] = os.environ) -> Config:
     """Read the file that XEN_HOTPLUG_CONFIG names, or the default one if it exists."""
     path = environ.get("XEN_HOTPLUG_CONFIG") or DEFAULT_FILE
     rundir = environ.get("XEN_HOTPLUG_RUNDIR") or DEFAULT_RUNDIR
+    if len(os.fsencode(rundir)) > MAX_RUNDIR:
+        raise ConfigError(
+            f"XEN_HOTPLUG_RUNDIR: {rundir} is too long for a socket in it,"
+            f" it may have {MAX_RUNDIR} bytes"
+        )
     try:
         with open(path, "rb") as file:
             content = file.read()

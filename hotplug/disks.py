@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from hotplug import config
 from hotplug.agent import host, reconcile
 from hotplug.errors import UsageError
+from hotplug.kernel import loop_sysfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from hotplug.events import Device
-    from hotplug.ports import Host
+    from hotplug.ports import Host, Loop, Loops
 
 KINDS = ("vbd", "vbd3", "qdisk", "tap")
 KEYS = (
@@ -48,7 +49,7 @@ class Row:
     guest: str
     vdev: str
     mode: str
-    state: str  # a word of STATES, or the hotplug-status error/busy, or "lost"
+    state: str  # a word of STATES, or the hotplug-status error/busy, or "lost", or "silent"
     device: str | None  # what the guest's disk is on this host
     file: str
     error: str | None
@@ -57,6 +58,7 @@ class Row:
 def all_disks(built: Host | None = None) -> list[Row]:
     """Every disk whose backend is in this domain, by domid and devid."""
     built = built or host.build(config.load())
+    loops = bound_loops(built.loops)
     devices = reconcile.backends(built, KINDS)
     values = built.store.read_many([f"{d.path}/{key}" for d in devices for key in KEYS])
     domids = sorted({device.domid for device in devices})
@@ -70,17 +72,20 @@ def all_disks(built: Host | None = None) -> list[Row]:
     rows = []
     for index, device in enumerate(devices):
         found = values[index * len(KEYS) : (index + 1) * len(KEYS)]
-        rows.append(row(built, device, dict(zip(KEYS, found, strict=True)), guests))
+        keys = dict(zip(KEYS, found, strict=True))
+        rows.append(row(device, keys, guests, fate(built, loops, device, keys)))
     return sorted(rows, key=lambda r: (r.domid, r.devid))
 
 
-def row(built: Host, device: Device, keys: dict[str, bytes | None], guests: dict[int, str]) -> Row:
+def row(
+    device: Device, keys: dict[str, bytes | None], guests: dict[int, str], fate: str | None
+) -> Row:
     status = keys["hotplug-status"]
     state = STATES.get(keys["state"] or b"", "unknown")
     if status in (b"error", b"busy"):
         state = status.decode()
-    elif is_lost(built, device, keys):
-        state = "lost"
+    elif fate is not None:
+        state = fate
     path = keys["physical-device-path"] or keys["node"]
     error = keys["hotplug-error"]
     return Row(
@@ -97,17 +102,33 @@ def row(built: Host, device: Device, keys: dict[str, bytes | None], guests: dict
     )
 
 
-def is_lost(built: Host, device: Device, keys: dict[str, bytes | None]) -> bool:
-    """Whether the guest's loop device has been unbound under it, and perhaps given to another."""
+def bound_loops(loops: Loops) -> dict[int, Loop | None]:
+    """Every bound loop device; None for those whose file system does not answer."""
+    bound = [number for number in loop_sysfs.numbers() if loop_sysfs.is_bound(number)]
+    found: dict[int, Loop | None] = {loop.number: loop for loop in loops.all()}
+    return dict.fromkeys(filter(loop_sysfs.is_bound, bound)) | found
+
+
+def fate(
+    built: Host, loops: Mapping[int, Loop | None], device: Device, keys: dict[str, bytes | None]
+) -> str | None:
+    """What became of the guest's loop device.
+
+    "lost": it was unbound under the guest, and perhaps given to another; "silent": nobody knows.
+    """
     node = (keys["node"] or b"").removeprefix(b"/dev/loop")
     if not node.isdigit() or keys["physical-device"] is None:
-        return False
-    loop = built.loops.get(int(node))
+        return None
+    if int(node) not in loops:
+        return "lost"
+    loop = loops[int(node)]
+    if loop is None:
+        return "silent"
     attachment = built.journal.peek(device)
-    if loop is None or attachment is None:
-        return loop is None
-    facts = attachment.facts
-    return (loop.backing.device, loop.backing.inode) != (facts.get("device"), facts.get("inode"))
+    if attachment is None:
+        return None
+    known = attachment.facts.get("device"), attachment.facts.get("inode")
+    return None if (loop.backing.device, loop.backing.inode) == known else "lost"
 
 
 def find(guest: str, vdev: str) -> Device:
@@ -142,6 +163,9 @@ def lock_holders(rundir: str) -> Iterator[tuple[str, int]]:
                 held[words[5].rpartition(":")[2]] = int(words[4])
     for name in sorted(os.listdir(rundir)) if os.path.isdir(rundir) else ():
         path = os.path.join(rundir, name)
-        pid = held.get(str(os.lstat(path).st_ino))
+        try:
+            pid = held.get(str(os.lstat(path).st_ino))
+        except FileNotFoundError:
+            continue  # its holder has just let go of it
         if pid is not None and name not in ("agent.pid", "control", "journal"):
             yield path, pid

@@ -4,12 +4,24 @@
 there is a backend, to ``hotplug-error`` unchanged.
 """
 
+from __future__ import annotations
+
+import os
+
 
 class HotplugError(Exception):
     """Base of every failure we expect and can explain."""
 
     exit_code = 1
     status: str | None = "error"  # the word for hotplug-status; None leaves the store alone
+
+
+def error_text(error: Exception) -> str:
+    """The sentence of a failure; for what the system refused without its number."""
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 class DeviceBusyError(HotplugError):

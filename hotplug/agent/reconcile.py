@@ -33,13 +33,20 @@ class Leak:
 
 
 def unwanted_entries(host: Host) -> Iterator[Leak]:
-    """Journal entries whose backend is gone or never got its device."""
+    """Journal entries whose backend is gone or never got its device.
+
+    Not those of runs at work just now, nor those that say that nothing is attached.
+    """
     for device in host.journal.devices():
-        attachment = host.journal.peek(device)
-        if not is_wanted(host, device):
-            what = attachment.target if attachment is not None else "nothing"
-            path = attachment.facts.get("path", "") if attachment is not None else ""
-            yield Leak(device, None, f"{what} {path}".strip())
+        claim = host.journal.try_claim(device)
+        if claim is None:
+            continue
+        with claim as entry:
+            attachment = entry.attachment
+            is_leak = attachment is not None and not is_wanted(host, device)
+        if attachment is not None and is_leak:
+            path = attachment.facts.get("path", "")
+            yield Leak(device, None, f"{attachment.target} {path}".strip())
 
 
 def unknown_loops(host: Host) -> Iterator[Leak]:
@@ -67,10 +74,15 @@ def owner(host: Host, loop: Loop) -> Device | None:
 
 def detach(host: Host, leak: Leak) -> None:
     """Unbind an unknown loop device, if it still is what it was."""
+    unbind(host, leak)
+
+
+def unbind(host: Host, leak: Leak) -> bool:
+    """Unbind an unknown loop device; False if it is not what it was any more."""
     if leak.loop is None:
         raise HotplugError(f"{leak.device}: only a loop device can be detached by itself")
     mine = reference(host, leak.device)
-    host.loops.detach(leak.loop.number, only_if=lambda loop: loop.reference == mine)
+    return host.loops.detach(leak.loop.number, only_if=lambda loop: loop.reference == mine)
 
 
 def backends(host: Host, kinds: Sequence[str]) -> list[Device]:

@@ -42,6 +42,10 @@ class Child:
         self._ended = False
         self._socket = connection
 
+    def fileno(self) -> int:
+        """Readable when there is a note or the answer, or when the child has died."""
+        return self._socket.fileno()
+
     def answer(self, seconds: float) -> bytes | None:
         """Wait for the end of the work; None if it takes longer, or if the child has died.
 

@@ -21,7 +21,7 @@ from hotplug.agent.deadline import GRACE, EventDeadline
 from hotplug.agent.dispatch import Outcome
 from hotplug.agent.logs import Logs, to_stderr
 from hotplug.client import child, wire
-from hotplug.errors import HotplugError
+from hotplug.errors import HotplugError, error_text
 from hotplug.events import Action, Event
 from hotplug.invocation import Invocation
 
@@ -111,7 +111,7 @@ def invoke(invocation: Invocation, *, age: float = 0.0) -> Outcome:
         try:
             worker = child.start(lambda tell: in_child(settings, logs, invocation, deadline, tell))
         except OSError as error:
-            problem = HotplugError(f"no process can be started: {error.strerror}")
+            problem = HotplugError(f"no process can be started: {error_text(error)}")
             return leave_word(logs, invocation, problem)
         return supervise(settings, logs, invocation, deadline, worker)
 
@@ -211,8 +211,7 @@ def work(settings: Config, logs: Logs, invocation: Invocation, deadline: EventDe
             f"xenstore cannot be reached: {error}; does this host run Xen?"
         ) from error
     except OSError as error:
-        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        raise HotplugError(f"{words} failed: {where}{error.strerror or error}") from error
+        raise HotplugError(f"{words} failed: {error_text(error)}") from error
     except Exception as error:  # whatever it is, the toolstack gets an answer
         logs.traceback(invocation.script)
         raise HotplugError(f"{words} failed: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hotplug.client import child
-from hotplug.errors import HotplugError
+from hotplug.errors import HotplugError, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ def run(work: Callable[[], int]) -> int:
     try:
         for _, writing in pipes.values():
             os.close(writing)
-        pass_on(worker, {reading: number for number, (reading, _) in pipes.items()})
+        refused = pass_on(worker, {reading: number for number, (reading, _) in pipes.items()})
         answer = worker.answer(LAST_WORDS)
     except child.WorkError as error:
         raise HotplugError(str(error)) from error
@@ -41,6 +41,8 @@ def run(work: Callable[[], int]) -> int:
             os.close(reading)
     if answer is None:
         raise HotplugError("somebody killed the process that looked at the disks")
+    if refused is not None:
+        raise HotplugError(f"the output cannot be written: {refused.strerror}") from refused
     return int(answer)
 
 
@@ -49,30 +51,36 @@ def in_child(work: Callable[[], int], pipes: dict[int, tuple[int, int]]) -> byte
         os.dup2(writing, number)
         os.close(reading)
         os.close(writing)
-    status = work()
-    sys.stdout.flush()
+    try:
+        status = work()
+    except OSError as error:
+        raise HotplugError(error_text(error)) from error
+    finally:
+        sys.stdout.flush()
     return b"%d" % status
 
 
-def pass_on(worker: child.Child, targets: dict[int, int]) -> None:
-    """Copy from pipes to our own descriptors until the child has nothing more to say."""
+def pass_on(worker: child.Child, targets: dict[int, int]) -> OSError | None:
+    """Copy from pipes to our own descriptors until the child has nothing more to say.
+
+    It is not stopped half-way if that cannot be written; the error is returned, unless it is that
+    nobody reads any more.
+    """
+    refused: OSError | None = None
     poll = select.poll()
     for fd in (worker.fileno(), *targets):
         poll.register(fd, select.POLLIN)
     while ready := poll.poll(PATIENCE * 1000):
         speaking = [fd for fd, events in ready if fd in targets and events & select.POLLIN]
         if not speaking:
-            return  # it has answered, or died
+            return refused  # it has answered, or died
         for fd in speaking:
-            write(targets[fd], os.read(fd, CHUNK))
+            data = os.read(fd, CHUNK)
+            try:
+                while data:
+                    data = data[os.write(targets[fd], data) :]
+            except BrokenPipeError:
+                continue
+            except OSError as error:
+                refused = error
     raise HotplugError(f"gave up after {PATIENCE:.0f} s: a disk's file system does not answer")
-
-
-def write(fd: int, data: bytes) -> None:
-    try:
-        while data:
-            data = data[os.write(fd, data) :]
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise HotplugError(f"the output cannot be written: {error.strerror}") from error

@@ -8,20 +8,20 @@ themselves. The modules for a command are imported by that command.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from hotplug import __version__
+from hotplug.agent.logs import to_stderr
 from hotplug.errors import HotplugError, UsageError, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WRONG_USAGE = 2  # as argparse has it
-INTERRUPTED = 130  # as a shell has it
+INTERRUPTED, NOBODY_READS = 130, 141  # as a shell has it: SIGINT, SIGPIPE
 LAST_STANDARD = 2
 
 DESCRIPTION = """\
@@ -46,16 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     fill_standard_descriptors()
     try:
         status = run(argv)
-        flush()
     except HotplugError as error:
         return failed(error, WRONG_USAGE if isinstance(error, UsageError) else error.exit_code)
     except BrokenPipeError:
-        leave_output()  # `xen-hotplug block list | head`
-        return 0
+        leave_output()
+        return NOBODY_READS
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError as error:
         return failed(error, 1)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_output()  # `xen-hotplug scripts-dir | true`: it was done nevertheless
+    except OSError as error:
+        # Our failure, and not a complaint of Python's at the end.
+        return failed(HotplugError(f"the output cannot be written: {error.strerror}"), 1)
     return status
 
 
@@ -78,16 +84,6 @@ def fill_standard_descriptors() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - the same
 
 
-def flush() -> None:
-    """What cannot be written shall be our failure, not a complaint of Python's at the end."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise HotplugError(f"the output cannot be written: {error.strerror}") from error
-
-
 def leave_output() -> None:
     """Nobody reads it any more, or it cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -96,11 +92,10 @@ def leave_output() -> None:
 def failed(error: Exception, status: int) -> int:
     """Say why; the exit status."""
     try:
-        flush()
-    except (HotplugError, OSError):
+        sys.stdout.flush()
+    except OSError:
         leave_output()
-    with contextlib.suppress(OSError):
-        print(f"xen-hotplug: {error_text(error)}", file=sys.stderr)
+    to_stderr(f"xen-hotplug: {error_text(error)}")
     return status
 
 

@@ -10,13 +10,12 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from typing import TYPE_CHECKING
 
 from hotplug import aside, config, disks
 from hotplug.agent import host, reconcile
 from hotplug.agent.deadline import EventDeadline
-from hotplug.agent.logs import Logs
+from hotplug.agent.logs import Logs, to_stderr
 from hotplug.client import ask, oneshot
 from hotplug.errors import HotplugError, UsageError, error_text
 from hotplug.events import Action, Device, Event
@@ -84,7 +83,7 @@ def act(action: str, device: Device) -> int:
         logs = Logs(settings, stderr=False)
         status, text = oneshot.leave_word(logs, invocation, error)
     if text:
-        print(f"xen-hotplug: {device}: {text}", file=sys.stderr)
+        to_stderr(f"xen-hotplug: {device}: {text}")
     return status
 
 
@@ -160,7 +159,7 @@ def sweep(built: Host, *, dry_run: bool) -> int:
             if release(built, leak):
                 print(f"detached {what}")
         except (HotplugError, OSError) as error:
-            print(f"xen-hotplug: {leak.device}: {error_text(error)}", file=sys.stderr)
+            to_stderr(f"xen-hotplug: {leak.device}: {error_text(error)}")
             result = 1
     if not entries and not loops and not result:
         print("Nothing is attached that no backend wants.")
@@ -171,10 +170,9 @@ def warn_of_silent(loops: Mapping[int, object]) -> int:
     """Name the loop devices that do not answer; 1 if there are any."""
     silent = [number for number, loop in sorted(loops.items()) if loop is None]
     for number in silent:
-        print(
+        to_stderr(
             f"xen-hotplug: /dev/loop{number} does not answer, so nobody knows whose it is; the"
-            f" file system of {loop_sysfs.backing_name(number) or 'its file'} hangs",
-            file=sys.stderr,
+            f" file system of {loop_sysfs.backing_name(number) or 'its file'} hangs"
         )
     return 1 if silent else 0
 
@@ -195,7 +193,7 @@ def reconcile_all(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             print(f"would attach {device}, which waits for its disk")
             continue
-        print(f"attaching {device}, which waits for its disk", flush=True)
+        print(f"attaching {device}, which waits for its disk")
         status = act("add", device)
         if status > oneshot.BY_SIGNAL:
             return status

@@ -163,6 +163,33 @@ def test_status_of_others(place, runner, shell, tmp_path):
     )
 
 
+@pytest.mark.parametrize("words", ["block list", "status", "gc", "agent", "block add 5/51712"])
+def test_a_runtime_directory_that_cannot_be_one(shell, words):
+    code, err = shell(f"XEN_HOTPLUG_RUNDIR=/etc/hostname/x $X {words}")
+    assert code == 1
+    assert "/etc/hostname/x" in err
+    assert "Not a directory\n" in err
+    assert "Errno" not in err
+    assert err.count("\n") == 1
+
+
+def test_gc_goes_on_where_nobody_reads(oneshot, shell, disk, tmp_path):
+    for number in range(3):
+        backend = disk(f"{number}.img")
+        assert oneshot.add(backend).status == 0
+        backend.delete()
+    assert shell("(sleep 0.1; exec $X gc) | true; exit ${PIPESTATUS[0]}") == (0, "")
+    assert not loops.below(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2> >(exec 2>&-; true)"])
+def test_a_failure_that_nobody_reads(host_disk, shell, tmp_path, where):
+    """Is one nevertheless."""
+    (tmp_path / "disk.img").unlink()
+    line = f"$X block add {host_disk.domid}/{host_disk.devid}"
+    assert shell(f"{line} {where}") == (1, "")
+
+
 @pytest.mark.parametrize("words", ["status", "agent", "block add 5/51712"])
 def test_a_runtime_directory_with_too_long_a_name(shell, words):
     code, err = shell(f"XEN_HOTPLUG_RUNDIR=/tmp/{'r' * 150} $X {words}")

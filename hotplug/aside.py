@@ -55,6 +55,11 @@ def in_child(work: Callable[[], int], pipes: dict[int, tuple[int, int]]) -> byte
         status = work()
     except OSError as error:
         raise HotplugError(error_text(error)) from error
+    except HotplugError:
+        raise
+    except Exception:  # noqa: BLE001 - a bug: in our parent it would be one line
+        sys.excepthook(*sys.exc_info())
+        status = 1
     finally:
         sys.stdout.flush()
     return b"%d" % status

@@ -263,3 +263,32 @@ def test_json_of_a_silent_device(command, dead_disk):
     rows = json.loads(command("block", "list", "--json")[1])
     assert [row["state"] for row in rows] == ["silent"]
     assert Path(rows[0]["device"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "said"),
+    [
+        ("print('done') or 3", 3, "done\n"),
+        ("1 // 0", 1, "ZeroDivisionError: integer division or modulo by zero\n"),
+        ("os.kill(os.getpid(), 9)", 7, "somebody killed the process that looked at the disks\n"),
+        ("open('/nonexistent')", 7, "/nonexistent: No such file or directory\n"),
+        ("print('x' * 1000000) or 0", 0, "x" * 1000000 + "\n"),
+    ],
+)
+def test_work_in_a_child(work, status, said):
+    code = (
+        "import os, sys; from hotplug import aside, errors\n"
+        f"try: sys.exit(aside.run(lambda: {work}))\n"
+        "except errors.HotplugError as error: print(error); sys.exit(7)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert done.stdout.endswith(said)
+    assert ("Traceback" in done.stdout) == ("//" in work)

@@ -536,16 +536,16 @@ def test_commands(plain, capsys):
     assert plain.contents() == before
 
 
-def test_errors_are_sentences(plain, capsys, monkeypatch):
+def test_errors_are_sentences(plain, capfd, monkeypatch):
     options = ["--scripts", str(plain.base / "nowhere"), "--no-unit"]
     assert cli.main(["install", *options]) == 1
-    assert "nowhere is no folder: install Xen's tools first" in capsys.readouterr().err
+    assert "nowhere is no folder: install Xen's tools first" in capfd.readouterr().err
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert cli.main(["uninstall", "--scripts", str(plain.folder)]) == 1
-    assert capsys.readouterr().err == (
+    assert capfd.readouterr().err == (
         f"xen-hotplug: only root can change {plain.folder}; --dry-run shows what would change\n"
     )
     monkeypatch.undo()
     ours = commands.our_scripts()
     assert cli.main(["install", "--scripts", ours, "--no-unit"]) == 1
-    assert capsys.readouterr().err == f"xen-hotplug: {ours} is where our scripts come from\n"
+    assert capfd.readouterr().err == f"xen-hotplug: {ours} is where our scripts come from\n"

@@ -30,6 +30,7 @@ import contextlib
 import errno
 import threading
 import time
+from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -157,7 +158,15 @@ class LoopIndex:
         return sorted(filter(None, (*answered, *remembered)), key=attrgetter("number"))
 
     def ask(self, number: int) -> Loop | None:
-        """What a device is bound to, in a bounded time; TimeoutError if it does not say."""
+        """What a device is bound to, in a bounded time; TimeoutError if it does not say.
+
+        Whoever is known is not asked again: that takes a thread.
+        """
+        known = self.current(number)
+        if known is not None:
+            part = loop_sysfs.part_of_file(number)
+            if part is not None:
+                return replace(known, offset=part[0], size_limit=part[1])
         answers = self._settle({number}, again=True)
         if number not in answers:
             raise TimeoutError(

@@ -55,6 +55,12 @@ def backing_name(number: int) -> str | None:
     return None if content is None else os.fsdecode(content[:-1]).removesuffix(DELETED)
 
 
+def part_of_file(number: int) -> tuple[int, int] | None:
+    """Offset and size limit (0: none) in bytes; None if not bound."""
+    offset, limit = (_read(f"{BLOCK}/loop{number}/loop/{name}") for name in ("offset", "sizelimit"))
+    return None if offset is None or limit is None else (int(offset), int(limit))
+
+
 def uses_direct_io(number: int) -> bool:
     return _read(f"{BLOCK}/loop{number}/loop/dio") == b"1\n"
 

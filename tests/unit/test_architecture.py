@@ -21,6 +21,7 @@ VALUES = {
     "hotplug.events",
     "hotplug.ports",
     "hotplug.invocation",
+    "hotplug.network",
 }
 WIRE = "hotplug.client.wire"
 EVERYTHING = {"hotplug.*"}
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "hotplug.errors": set(),
     "hotplug.events": VALUES,
     "hotplug.ports": VALUES,
+    "hotplug.network": VALUES,
     "hotplug.config": VALUES,
     "hotplug.invocation": VALUES,
     "hotplug.__main__": {"hotplug.cli"},

@@ -1,0 +1,153 @@
+"""What handlers of network cards need from the outside, as protocols: links and the firewall.
+
+Like ``ports.py``, for the other half of the kernel. The real ones are ``kernel/links.py`` and
+``kernel/firewall.py``; every operation raises OSError with the link's name when the system
+refuses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hotplug.ports import Deadline
+
+PORT_MAC = "fe:ff:ff:ff:ff:ff"  # of every backend: a bridge takes the lowest of its ports' MACs
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface as the kernel described it."""
+
+    index: int  # it outlives a rename
+    name: str
+    kind: str  # IFLA_INFO_KIND, e.g. "bridge"; "" for a device without one, as vifs are
+    mac: str  # lowercase, with colons; "" if it has none
+    mtu: int
+    up: bool  # IFF_UP
+    master: int  # the index of the bridge that it is a port of; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be different about a link, in one request; None leaves it as it is."""
+
+    name: str | None = None
+    mac: str | None = None
+    mtu: int | None = None
+    master: int | None = None  # 0 releases it
+    up: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address of a link."""
+
+    text: str  # without its prefix length
+    prefix: int
+    primary: bool  # not IFA_F_SECONDARY
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route over a link, in the main table."""
+
+    destination: str  # "10.0.0.2/32", "2001:db8::2/128"
+    metric: int = 0
+    source: str = ""  # the preferred source address, "" for none
+
+
+@dataclass(frozen=True, slots=True)
+class Vlan:
+    """One VLAN of a bridge's port, or a row of them."""
+
+    first: int  # 1..4094
+    last: int  # the same if it is one
+    pvid: bool = False  # what comes untagged is in this one
+    untagged: bool = False  # it leaves without a tag
+
+
+class Links(Protocol):
+    """Network interfaces, their addresses and routes, in our network namespace."""
+
+    def find(self, name: str) -> Link | None: ...
+
+    def wait_for(self, name: str, deadline: Deadline) -> Link:
+        """A link that may be yet to come; DeadlineError, or OSError ENODEV after some seconds."""
+        ...
+
+    def get(self, index: int) -> Link | None: ...
+
+    def bridges(self) -> Sequence[Link]: ...
+
+    def change(self, link: Link, change: Change) -> None:
+        """One request; if it fails, part of it may be done."""
+        ...
+
+    def addresses(self, link: Link) -> Sequence[Address]: ...
+
+    def flush_addresses(self, link: Link) -> None: ...
+
+    def add_address(self, link: Link, address: str, prefix: int) -> None:
+        """An address that is there already is fine."""
+        ...
+
+    def routes(self, link: Link) -> Sequence[Route]: ...
+
+    def replace_route(self, link: Link, route: Route) -> None: ...
+
+    def delete_route(self, link: Link, route: Route) -> None:
+        """A route that is not there is fine."""
+        ...
+
+    def add_neighbour(self, link: Link, address: str, mac: str) -> None:
+        """A permanent entry."""
+        ...
+
+    def proxy_arp(self, link: Link) -> None:
+        """Answer for other hosts on this link: net.ipv4.conf.LINK.proxy_arp."""
+        ...
+
+    def set_vlans(self, port: Link, bridge: Link, vlans: Sequence[Vlan]) -> None:
+        """Exactly these VLANs on a bridge's port; OSError EOPNOTSUPP if the kernel has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a guest may send as: everything else of it is dropped."""
+
+    mac: str
+    addresses: tuple[str, ...] = ()  # "10.0.0.2", "10.1.0.0/16", "2001:db8::2"; () any address
+    routed: bool = False  # the vif is no bridge's port: this host forwards its packets
+
+
+class Firewall(Protocol):
+    """Filters of guests' packets. Nobody else's tables and rules are touched."""
+
+    def guard(self, link: str, allowance: Allowance) -> None:
+        """Let a link send only this, from now on; in the place of what it was allowed before."""
+        ...
+
+    def unguard(self, link: str) -> None:
+        """Forget a link, guarded or not."""
+        ...
+
+    def guarded(self) -> Sequence[str]:
+        """Names of the links that are guarded."""
+        ...
+
+    def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:
+        """The stock scripts' rules in iptables' FORWARD, where they have an effect at all."""
+        ...
+
+    def unaccept(self, link: str, deadline: Deadline) -> None:
+        """Remove all of these that are a link's, however many."""
+        ...
+
+    def forget_connections(self, addresses: Sequence[str]) -> None:
+        """Drop what conntrack knows of these addresses: another guest had them before."""
+        ...

@@ -43,12 +43,13 @@ from hotplug.kernel.release import linux
 from hotplug.ports import FileId, Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import BinaryIO
 
     from hotplug.ports import LoopOptions, Number
 
-ATTEMPTS = 64  # at free devices; a competitor that wins them all binds hundreds a second
+ATTEMPTS = 64  # at free devices
+STEP_ASIDE = 8  # lost races in a row: then whoever wins them all is left the devices they were for
 PAUSE = 0.02  # seconds, the longest between two attempts
 SIBLING_WAIT = 0.1  # seconds that threads of ours wait for each other; a binding takes 1 ms
 
@@ -136,19 +137,23 @@ class KernelLoops:
         """Bind an open file to a free loop device.
 
         Whoever configures the device that the kernel named first wins, and the others get EBUSY,
-        or ENXIO if it was removed instead. So we ask again, a bounded number of times.
+        or ENXIO if it was removed instead. So we ask again, a bounded number of times. The kernel
+        always names the lowest one, so who binds and unbinds hundreds a second can win them all:
+        then we take one that was not fought over.
         """
         found = os.fstat(backing.fileno())
         file_id = FileId(found.st_dev, found.st_ino)
         check_request(backing, found.st_size, options, reference)
         rouse(backing, found.st_dev)
+        lost: set[int] = set()
         for attempt in range(ATTEMPTS):
-            with self._free_device() as number:
+            with self._free_device(lost if attempt >= STEP_ASIDE else ()) as number:
                 try:
                     return self._bind(number, backing, file_id, options, reference)
                 except OSError as error:
                     if error.errno not in LOST_RACE or error.filename == backing.name:
                         raise
+            lost.add(number)
             time.sleep(min(PAUSE, attempt / 1000) * os.urandom(1)[0] / 255)
         raise OSError(errno.EBUSY, f"lost {ATTEMPTS} races for a free loop device", CONTROL)
 
@@ -235,8 +240,8 @@ class KernelLoops:
             )
 
     @contextlib.contextmanager
-    def _free_device(self) -> Iterator[int]:
-        """A free loop device that no other thread of this process tries meanwhile.
+    def _free_device(self, lost: Collection[int] = ()) -> Iterator[int]:
+        """A free loop device, none of ``lost``, that no other thread of ours tries meanwhile.
 
         One after the other, because the kernel names the same device to all. A thread that hangs
         does not keep the rest waiting: they take other devices, and only the first of them waits.
@@ -246,8 +251,8 @@ class KernelLoops:
         try:
             with self._mutex:
                 number = free_number()
-                if number in self._trying:
-                    number = other_number(self._trying)
+                if number in self._trying or number in lost:
+                    number = other_number(self._trying.union(lost))
                 self._trying.add(number)
             try:
                 yield number

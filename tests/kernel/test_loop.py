@@ -367,6 +367,14 @@ def test_every_race_lost(scanning, image, monkeypatch):
         assert (failure.value.errno, failure.value.filename) == (errno.EBUSY, "/dev/loop-control")
 
 
+def test_the_kernels_choice_is_left_to_who_always_wins_it(scanning, image, monkeypatch):
+    with attached(scanning, image("taken.img")) as taken:
+        monkeypatch.setattr(loop_module, "free_number", lambda: taken.number)
+        with attached(scanning, image("ours.img")) as loop:
+            assert loop.number != taken.number
+            assert scanning.get(loop.number) == loop
+
+
 def test_a_device_that_was_removed_before_we_opened_it(scanning, image, monkeypatch):
     real, named = loop_module.free_number, [max(loop_sysfs.numbers()) + 10_000]
     monkeypatch.setattr(loop_module, "free_number", lambda: named.pop() if named else real())

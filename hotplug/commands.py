@@ -147,9 +147,15 @@ def gc(arguments: argparse.Namespace) -> int:
 
 
 def sweep(built: Host, *, dry_run: bool) -> int:
-    entries = list(reconcile.unwanted_entries(built))
-    loops = list(reconcile.unknown_loops(built))
-    result = warn_of_silent(disks.bound_loops(built.loops))
+    refused: list[Device] = []
+
+    def complain(device: Device, error: PermissionError) -> None:
+        refused.append(device)
+        to_stderr(f"xen-hotplug: {device}: {error_text(error)}")
+
+    entries = list(reconcile.unwanted_entries(built, complain))
+    loops = list(reconcile.unknown_loops(built, complain))
+    result = warn_of_silent(disks.bound_loops(built.loops)) or int(bool(refused))
     for leak in [*entries, *loops]:
         what = f"{leak.what}, which was attached for {leak.device}"
         if dry_run:

@@ -25,6 +25,7 @@ from hotplug.agent.deadline import EventDeadline
 from hotplug.agent.dispatch import DONE, Outcome
 from hotplug.agent.logs import Logs
 from hotplug.agent.queues import Job, Queues
+from hotplug.agent.retries import Retries
 from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
 from hotplug.errors import HotplugError
@@ -45,7 +46,6 @@ TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
 SETTLE = 10.0  # seconds a backend has to reach InitWait, as libxl has it
 POLL_STATE = 0.02  # seconds
-RETRY = 10.0  # seconds until we try again to take something back
 
 
 class Agent:
@@ -63,6 +63,7 @@ class Agent:
         self._store = parts.store
         self._holders = parts.holders
         self.queues = Queues(self._crash)
+        self._retries = Retries(self._try_again)
         self._changes: deque[str] = deque()  # paths of watch events; its operations are atomic
         self._signals: deque[int] = deque()
         self._crashed: BaseException | None = None
@@ -257,9 +258,12 @@ class Agent:
             self._attempt("looking for backends", self._look_at_all)
 
     def _detach_unknown(self) -> None:
-        for leak in reconcile.unknown_loops(self.host):
+        for leak in reconcile.unknown_loops(self.host, self._refused):
             self.logs.note(f"xen-hotplug: {leak.device}: no backend wants {leak.what}: detached")
             self._attempt(leak.device, functools.partial(reconcile.detach, self.host, leak))
+
+    def _refused(self, device: Device, error: PermissionError) -> None:
+        self.logs.failure("xen-hotplug", f"{device}: {dispatch.problem_of(error)}")
 
     def _look_at_all(self) -> None:
         for device in reconcile.backends(self.host, watches.KINDS):
@@ -314,10 +318,10 @@ class Agent:
         """Count failures. What one could not take back just then is tried again."""
         if outcome.status:
             self.failed += 1
-            if self.host.journal.knows(event.device):
-                again = threading.Timer(RETRY, self._try_again, (event.device,))
-                again.daemon = True
-                again.start()
+        if outcome.status and self.host.journal.knows(event.device):
+            self._retries.failed(event.device)
+        else:
+            self._retries.settled(event.device)
         return outcome
 
     def _look(self, device: Device) -> None:

@@ -3,12 +3,14 @@
 Leaks come from runs that died, from a toolstack that deleted a backend without running its
 script, and from a runtime directory that was emptied. The journal knows the first two; the
 references on our loop devices know all three.
+
+What xenstore refuses us to know of one device hides none of the others: it is told as ``refused``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hotplug.agent.holders import list_backends
 from hotplug.errors import HotplugError
@@ -18,9 +20,11 @@ from hotplug.handlers.disk import INIT_WAIT
 from hotplug.handlers.sharing import reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from hotplug.ports import Host, Loop
+
+Refused: TypeAlias = "Callable[[Device, PermissionError], object]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Leak:
     what: str  # for people
 
 
-def unwanted_entries(host: Host) -> Iterator[Leak]:
+def unwanted_entries(host: Host, refused: Refused) -> Iterator[Leak]:
     """Journal entries whose backend is gone or never got its device.
 
     Not those of runs at work just now, nor those that say that nothing is attached.
@@ -43,19 +47,27 @@ def unwanted_entries(host: Host) -> Iterator[Leak]:
             continue
         with claim as entry:
             attachment = entry.attachment
-            is_leak = attachment is not None and not is_wanted(host, device)
+            try:
+                is_leak = attachment is not None and not is_wanted(host, device)
+            except PermissionError as error:
+                refused(device, error)
+                continue
         if attachment is not None and is_leak:
             path = attachment.facts.get("path", "")
             yield Leak(device, None, f"{attachment.target} {path}".strip())
 
 
-def unknown_loops(host: Host) -> Iterator[Leak]:
+def unknown_loops(host: Host, refused: Refused) -> Iterator[Leak]:
     """Loop devices with our reference that neither the journal nor a backend knows."""
     for loop in host.loops.all():
         device = owner(host, loop)
         if device is None or loop.autoclear or host.journal.knows(device):
             continue
-        physical = host.store.read(f"{device.path}/physical-device")
+        try:
+            physical = host.store.read(f"{device.path}/physical-device")
+        except PermissionError as error:
+            refused(device, error)
+            continue
         if physical != str(loop.device_number).encode():
             yield Leak(device, loop, f"{loop.path} {host.loops.backing_name(loop.number) or ''}")
 
@@ -91,10 +103,11 @@ def backends(host: Host, kinds: Sequence[str]) -> list[Device]:
 
 
 def waiting(host: Host) -> list[Device]:
-    """Backends in InitWait that nobody has given a device yet."""
+    """Backends in InitWait that nobody has given a device yet; not those that we may not read."""
     devices = backends(host, ("vbd", "vbd3"))
     keys = ("state", "physical-device", "hotplug-status")
-    values = host.store.read_many([f"{d.path}/{key}" for d in devices for key in keys])
+    paths = [f"{device.path}/{key}" for device in devices for key in keys]
+    values = host.store.read_many(paths, forbidden_is_absent=True)
     found = []
     for index, device in enumerate(devices):
         state, physical, status = values[index * 3 : index * 3 + 3]

@@ -136,6 +136,11 @@ class FakeStore:
         """From now on nobody may touch ``path`` and what is below it."""
         self._forbidden.add(self._absolute(path))
 
+    def allow(self, path: str) -> None:
+        """Undo ``forbid``; watches hear of it as of every change of permissions."""
+        self._forbidden.discard(self._absolute(path))
+        self.fire(self._absolute(path))
+
     def fail_next(self, error: OSError, *, after: int = 0) -> None:
         """Let an operation fail: the next one, or the one after ``after`` others.
 

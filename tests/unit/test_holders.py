@@ -28,11 +28,6 @@ class CountingStore(FakeStore):
         self.requests.append(list(paths))
         return super().directory_many(paths)
 
-    def allow(self, path):
-        """Undo ``forbid``; the watch hears of it as of every change of permissions."""
-        self._forbidden.discard(self._absolute(path))
-        self.fire(self._absolute(path))
-
 
 def disk(store, domid, number="fd:3", *, kind="vbd", devid=51712):
     path = f"backend/{kind}/{domid}/{devid}"

@@ -333,6 +333,21 @@ def test_killed_before_a_login_that_another_made(world):
     assert logins(world) == []
 
 
+def test_killed_before_a_login_that_a_hidden_backend_may_have(world):
+    device = world.disk(5, PARAMS)
+    with world.host().journal.claim(device, EventDeadline(1.0)) as entry:
+        entry.record(Attachment("iscsi", {"path": IQN, "iqn": IQN, "portal": PORTAL}))
+    world.tell("sessions", [[1, IQN, PORTAL]])
+    world.disk(9, "/dev/x")
+    world.store.forbid("backend/vbd/9")
+    with pytest.raises(HotplugError, match=rf"^backend/vbd/9 in .* still needs {IQN};"):
+        world.remove(device, ISCSI)
+    assert logins(world) == [[1, IQN, PORTAL]]
+    world.store.allow("backend/vbd/9")
+    world.remove(device, ISCSI)
+    assert logins(world) == []
+
+
 def test_left_by_the_stock_script(world):
     world.tell("sessions", [[3, IQN, PORTAL]])
     world.remove(world.disk(5, PARAMS, **{"physical-device": "8:0"}), ISCSI)

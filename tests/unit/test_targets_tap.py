@@ -101,6 +101,31 @@ class TestVbd3:
         world.reclaim(device)
         assert taps(world) == NOTHING
 
+    @pytest.mark.parametrize("path", ["backend/vbd3/9/51712", "backend/vbd3/9", "backend/vbd3"])
+    def test_who_may_need_it_and_may_not_be_read(self, world, image, path):
+        """Nobody's tapdisk is taken away on a guess; it is taken down when it can be known."""
+        device = world.disk(5, image, kind="vbd3")
+        world.add(device, TAP)
+        world.disk(9, "vhd:/other", kind="vbd3")
+        world.store.forbid(path)
+        text = rf"^{path} in xenstore may not be read .* still needs {image};"
+        with pytest.raises(HotplugError, match=text):
+            world.remove(device, TAP)
+        assert taps(world) != NOTHING
+        assert world.journal(device) is not None
+        world.store.allow(path)
+        world.remove(device, TAP)
+        assert taps(world) == NOTHING
+
+    @pytest.mark.parametrize("path", ["backend/vbd3/5/51712/mode", "backend/vbd/9"])
+    def test_its_own_backend_and_other_kinds_raise_no_doubt(self, world, image, path):
+        device = world.disk(5, image, kind="vbd3")
+        world.disk(9, image)
+        world.add(device, TAP)
+        world.store.forbid(path)
+        world.remove(device, TAP)
+        assert taps(world) == NOTHING
+
 
 class TestVbd:
     @pytest.fixture(autouse=True)

@@ -277,7 +277,7 @@ def logout(host: Host, device: Device, facts: Mapping[str, str | int], deadline:
         else:
             # A run died around its login. The session is ours unless another backend has it.
             host.holders.refresh()
-            ours = bool(found) and not users.is_needed(host, device, target.is_it)
+            ours = bool(found) and not users.is_needed(host, device, target.iqn, target.is_it)
         if ours:
             end_session(host, deadline, target)
 

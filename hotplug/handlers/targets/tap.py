@@ -163,7 +163,7 @@ def release(host: Host, device: Device, facts: Mapping[str, str | int], deadline
         rows = tapdisk.rows(host, deadline)
         if any((row.pid, row.minor, row.params) == (pid, minor, str(image)) for row in rows):
             host.holders.refresh()
-            if users.is_needed(host, device, image.is_it):
+            if users.is_needed(host, device, str(image), image.is_it):
                 return False
             tapdisk.destroy(host, deadline, int(pid or 0), int(minor or 0))
             return True

@@ -2,19 +2,21 @@
 
 Such a thing is known by what ``params`` says, not by a device number. Whether two may have it is
 decided by the same rules as for devices; whether anybody still needs it, by the backends' states.
+Where a backend may not be read, nobody knows: then it is neither given nor taken away.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hotplug.errors import HotplugError
+from hotplug.events import Device
 from hotplug.handlers.disk import CONNECTED, Mode
 from hotplug.handlers.sharing import Party, busy, refuse_unknown, same_vm, user_in_conflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hotplug.events import Device
     from hotplug.handlers.disk import Disk
     from hotplug.ports import Holder, Host
 
@@ -25,11 +27,16 @@ REFUSED = (b"busy", b"error")  # hotplug-status of a backend that was not given 
 def others(
     host: Host, device: Device, matches: Callable[[bytes], bool]
 ) -> list[tuple[Holder, bytes | None, bytes | None]]:
-    """The other backends whose ``params`` match, each with its state and hotplug-status."""
+    """The other backends whose ``params`` match, each with its state and hotplug-status.
+
+    Not those that we might read before and may not now.
+    """
+    hidden = host.holders.hidden()
     holders = [
         holder
         for holder in host.holders.with_params(device.kind, matches)
         if holder.device != device
+        and not any(f"{holder.device.path}/".startswith(f"{path}/") for path in hidden)
     ]
     if not holders:
         return []
@@ -61,13 +68,22 @@ def refuse(host: Host, disk: Disk, prefix: str, matches: Callable[[bytes], bool]
         raise busy(prefix, disk.mode, user)
 
 
-def is_needed(host: Host, device: Device, matches: Callable[[bytes], bool]) -> bool:
-    """Whether another backend has it, or is just being given it.
+def is_needed(host: Host, device: Device, what: str, matches: Callable[[bytes], bool]) -> bool:
+    """Whether another backend has it, or is just being given it. HotplugError if nobody knows.
 
     A guest and its stubdomain share one and are removed at the same time: one that is closing
     does not count, or neither would take it down.
     """
-    return any(
+    if any(
         state is not None and state not in CLOSING and status not in REFUSED
         for _, state, status in others(host, device, matches)
-    )
+    ):
+        return True
+    own = Device(device.kind, device.domid, device.devid).path
+    for hidden in host.holders.hidden():
+        if hidden.split("/")[1] == device.kind and hidden != own:
+            raise HotplugError(
+                f"{hidden} in xenstore may not be read by this domain, so nobody knows whether"
+                f" it still needs {what}; remove it or make it readable"
+            )
+    return False

@@ -31,7 +31,7 @@ class DeviceBusyError(HotplugError):
 
 
 class UsageError(HotplugError):
-    """The call itself is wrong, so there is no backend to write to."""
+    """The call names no backend of ours or no action, and then the stock scripts write nothing."""
 
     status = None
 

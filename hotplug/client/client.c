@@ -447,7 +447,7 @@ static void execute_python(const char *program, const char *package, const char 
 	}
 	if (word)
 		arguments[size++] = (char *)(uintptr_t)word;
-	for (int i = 0; i < words; i++)
+	for (int i = 0; i < words && i < MAX_ARGUMENTS; i++)
 		arguments[size++] = caller[i];
 
 	arguments[0] = (char *)(uintptr_t)PYTHON; /* a virtual environment is found by this name */
@@ -485,13 +485,13 @@ __attribute__((noreturn)) static void run(int argc, char *const *argv, char *con
 	int64_t deadline = now() + WAIT_SECONDS * 1000;
 	int fd;
 
-	if (argc > 0)
-		script = argv[0];
-	if (argc < 1 || argc > MAX_ARGUMENTS)
-		fail("", "called without even a name, or with more than " TEXT(MAX_ARGUMENTS)
-			 " arguments", 0);
+	if (argc < 1)
+		fail("", "called without even a name", 0);
+	script = argv[0];
 	caller = argv;
 	words = argc;
+	if (argc > MAX_ARGUMENTS)
+		fail("", "called with more than " TEXT(MAX_ARGUMENTS) " words", 0);
 	/* Packed before we knock, so that the agent finds the request when it opens. */
 	pack_request(argc, argv, environment);
 	fd = connect_to_agent(environment);

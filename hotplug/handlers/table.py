@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from hotplug.errors import UsageError
+from hotplug.errors import HotplugError, UsageError
 from hotplug.events import Action, Event
 from hotplug.handlers import block, foreign
 from hotplug.ports import Host
@@ -40,10 +40,12 @@ SCRIPTS = frozenset(
 
 
 def handler(event: Event) -> Handler:
-    """The function for an event; UsageError if nobody does this."""
+    """The function for an event; UsageError if the script does not know the action."""
     name = os.path.basename(event.script)
+    if name not in SCRIPTS:
+        raise HotplugError(f"{event.script}: xen-hotplug stands in for no script of this name")
     found = HANDLERS.get((name.partition("-")[0], event.action))
-    if name not in SCRIPTS or found is None:
+    if found is None:
         raise UsageError(f"{event.script} does not know '{event.action}'")
     return found
 

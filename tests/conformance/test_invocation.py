@@ -45,6 +45,30 @@ def test_block_unknown_action(runner, guest, image, arguments):
     assert len(result.errors) == 1
 
 
+@F
+@pytest.mark.parametrize("action", ["add", "remove"])
+def test_too_many_words_have_text(runner, guest, image, action):
+    """126: a call that we do not take, of an action that the script knows."""
+    disk = guest().disk(image())
+    assert runner.run(disk, action, *["a=b"] * 64).status == 1
+    assert disk.read("hotplug-status") == b"error"
+    assert disk.read("hotplug-error") == b"called with more than 64 words"
+
+
+@F
+@pytest.mark.parametrize("action", ["add", "remove"])
+def test_unknown_script_has_text(runner, guest, image, tmp_path, action):
+    """126: our program under the name of a script that it does not stand in for."""
+    disk = guest().disk(image())
+    script = tmp_path / "myblock"
+    script.symlink_to(runner.script("block"))
+    result = runner.run(disk, action, script=str(script))
+    assert result.status == 1
+    assert disk.read("hotplug-status") == b"error"
+    text = f"{script}: xen-hotplug stands in for no script of this name"
+    assert disk.read("hotplug-error").decode() == text
+
+
 @K
 @pytest.mark.parametrize("value", [None, ""])
 @pytest.mark.parametrize("action", ["add", "remove"])

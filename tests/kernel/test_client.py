@@ -217,7 +217,7 @@ def test_the_largest_request(client, rundir, listener, start):
 def test_too_many_arguments(client, rundir, start):
     status, text = finish(start(client, rundir, *["x"] * 64))
     assert status == 1
-    assert b"more than 64 arguments" in text
+    assert b"more than 64 words" in text
 
 
 # What comes of the answer

@@ -22,6 +22,7 @@ SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
 BUILD_PACKAGES = gcc libc6-dev python3 python3-venv
 DEMO_PACKAGES = libudev1 mount util-linux xen-utils xen-utils-common xenstore-utils
 TEST_PACKAGES = $(DEMO_PACKAGES) dpkg e2fsprogs iproute2 nbdkit procps strace systemd
+LAB_PACKAGES = $(BUILD_PACKAGES) e2fsprogs mmdebstrap qemu-system-x86 util-linux zstd
 
 .PHONY: help
 help:  ## list what there is to do

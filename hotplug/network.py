@@ -111,10 +111,6 @@ class Links(Protocol):
         """Answer for other hosts on this link: net.ipv4.conf.LINK.proxy_arp."""
         ...
 
-    def set_vlans(self, port: Link, bridge: Link, vlans: Sequence[Vlan]) -> None:
-        """Exactly these VLANs on a bridge's port; OSError EOPNOTSUPP if the kernel has none."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Allowance:

@@ -62,6 +62,7 @@ MAY_IMPORT = {
 FOREIGN = {
     "ctypes": set(),
     "psutil": {"hotplug.commands", "hotplug.kernel.lockfile"},
+    "pyroute2": {"hotplug.kernel.rtnetlink"},
     "pyudev": {"hotplug.sources.udev"},
 }
 

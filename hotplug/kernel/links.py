@@ -1,0 +1,267 @@
+"""Network interfaces, their addresses and routes, of the network namespace that we run in.
+
+True in the kernel and not obvious (net/core/rtnetlink.c, do_setlink):
+
+- One RTM_NEWLINK may change everything about a link. The kernel goes through it in a fixed order:
+  address, MTU, name, master, flags. If one is refused, those before it are done.
+- A link can be renamed only while it is down (EBUSY; since 6.2, commit bd039b5ea2a9, also up).
+- A bridge takes the lowest MAC of its ports as its own, unless it was given one: hence the MAC of
+  all backends, which is as high as a unicast one can be.
+- IPv4 addresses outlive a link that goes down, IPv6 ones do not by default.
+- To become the port that a link is already is no change, and no error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from hotplug.kernel import rtnetlink_abi as rt
+from hotplug.network import Address, Change, Link, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from socket import socket
+
+    from hotplug.kernel.rtnetlink import Rtnetlink
+    from hotplug.ports import Deadline
+
+APPEAR = 10.0  # seconds for the backend driver to make its link, as libxl waits for the driver
+SLICE = 0.5  # seconds between two looks at the deadline
+NAME_SIZE = 15  # bytes; IFNAMSIZ less the NUL
+NOT_THERE = (errno.ENODEV, errno.ENXIO, errno.ESRCH, errno.EADDRNOTAVAIL)
+
+
+class KernelLinks:
+    """The links of this network namespace. For several threads."""
+
+    __slots__ = ("_channel", "_mutex")
+
+    def __init__(self) -> None:
+        self._channel: Rtnetlink | None = None
+        self._mutex = threading.Lock()
+
+    @property
+    def _kernel(self) -> Rtnetlink:
+        with self._mutex:
+            if self._channel is None:
+                from hotplug.kernel.rtnetlink import Rtnetlink  # noqa: PLC0415 - takes 150 ms
+
+                self._channel = Rtnetlink()
+            return self._channel
+
+    def find(self, name: str) -> Link | None:
+        if not 0 < len(os.fsencode(name)) <= NAME_SIZE:
+            return None
+        return self._one({"index": 0}, [("IFLA_IFNAME", name)])
+
+    def get(self, index: int) -> Link | None:
+        return self._one({"index": index}, [])
+
+    def _one(self, fields: Mapping[str, Any], attributes: list[tuple[str, Any]]) -> Link | None:
+        wanted = [*attributes, ("IFLA_EXT_MASK", rt.RTEXT_FILTER_SKIP_STATS)]
+        try:
+            (found,) = self._kernel.ask(rt.RTM_GETLINK, fields, wanted)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return link_of(found)
+
+    def wait_for(self, name: str, deadline: Deadline) -> Link:
+        """A link that may be yet to come: the kernel tells of each one that it makes or renames."""
+        found = self.find(name)
+        if found is not None:
+            return found
+        from hotplug.kernel.rtnetlink import connect  # noqa: PLC0415 - as above
+
+        deadline.stage(f"waiting for the network interface {name}")
+        until = time.monotonic() + min(APPEAR, deadline.remaining())
+        with connect(rt.RTMGRP_LINK) as news:
+            found = self.find(name)  # it may have come before we listened
+            while found is None:
+                deadline.check()
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise OSError(
+                        errno.ENODEV,
+                        f"the backend driver did not make it within {APPEAR:g} s",
+                        name,
+                    )
+                if is_news_of(news, name, min(left, SLICE)):
+                    found = self.find(name)
+        return found
+
+    def bridges(self) -> Sequence[Link]:
+        wanted = [
+            ("IFLA_EXT_MASK", rt.RTEXT_FILTER_SKIP_STATS),
+            ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]}),
+        ]
+        links = map(link_of, self._kernel.dump(rt.RTM_GETLINK, {"index": 0}, wanted))
+        return [link for link in links if link.kind == "bridge"]
+
+    def change(self, link: Link, change: Change) -> None:
+        """One request; if it fails, part of it may be done."""
+        fields: dict[str, int] = {"index": link.index}
+        if change.up is not None:
+            fields |= {"flags": rt.IFF_UP if change.up else 0, "change": rt.IFF_UP}
+        attributes = [
+            (name, value)
+            for name, value in (
+                ("IFLA_IFNAME", change.name),
+                ("IFLA_ADDRESS", change.mac),
+                ("IFLA_MTU", change.mtu),
+                ("IFLA_MASTER", change.master),
+            )
+            if value is not None
+        ]
+        with named(link):
+            self._kernel.change(rt.RTM_NEWLINK, fields, attributes)
+
+    def addresses(self, link: Link) -> Sequence[Address]:
+        return [
+            Address(
+                message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"),
+                message["prefixlen"],
+                not message["flags"] & rt.IFA_F_SECONDARY,
+            )
+            for message in self._addresses(link)
+        ]
+
+    def _addresses(self, link: Link) -> list[Any]:
+        found = self._kernel.dump(rt.RTM_GETADDR, {"index": link.index})
+        return [message for message in found if message["index"] == link.index]
+
+    def flush_addresses(self, link: Link) -> None:
+        for message in self._addresses(link):
+            fields = {key: message[key] for key in ("family", "prefixlen", "index")}
+            names = ("IFA_LOCAL", "IFA_ADDRESS")
+            values = [(name, message.get_attr(name)) for name in names if message.get_attr(name)]
+            with named(link, forgive=NOT_THERE):  # secondary ones go with their primary
+                self._kernel.change(rt.RTM_DELADDR, fields, values)
+
+    def add_address(self, link: Link, address: str, prefix: int) -> None:
+        ip = ipaddress.ip_address(address)
+        fields = {"index": link.index, "family": family(ip), "prefixlen": prefix}
+        values = [("IFA_LOCAL", str(ip)), ("IFA_ADDRESS", str(ip))]
+        with named(link):
+            self._kernel.change(rt.RTM_NEWADDR, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+
+    def routes(self, link: Link) -> Sequence[Route]:
+        return [
+            Route(
+                f"{message.get_attr('RTA_DST')}/{message['dst_len']}",
+                message.get_attr("RTA_PRIORITY") or 0,
+                message.get_attr("RTA_PREFSRC") or "",
+            )
+            for number in (rt.AF_INET, rt.AF_INET6)
+            for message in self._routes(link, number)
+            if message.get_attr("RTA_OIF") == link.index and message["type"] == rt.RTN_UNICAST
+        ]
+
+    def _routes(self, link: Link, number: int) -> list[Any]:
+        fields = {"family": number, "table": rt.RT_TABLE_MAIN}
+        try:
+            return self._kernel.dump(rt.RTM_GETROUTE, fields, [("RTA_OIF", link.index)])
+        except OSError as error:
+            if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                return []  # this kernel has no IPv6
+            raise
+
+    def replace_route(self, link: Link, route: Route) -> None:
+        """A route with the same destination and metric over another link is replaced too."""
+        fields, values = route_message(link, route)
+        with named(link):
+            self._kernel.change(rt.RTM_NEWROUTE, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+
+    def delete_route(self, link: Link, route: Route) -> None:
+        fields, values = route_message(link, route)
+        with named(link, forgive=NOT_THERE):
+            self._kernel.change(rt.RTM_DELROUTE, fields, values)
+
+    def add_neighbour(self, link: Link, address: str, mac: str) -> None:
+        ip = ipaddress.ip_address(address)
+        fields = {"ifindex": link.index, "family": family(ip), "state": rt.NUD_PERMANENT}
+        values = [("NDA_DST", str(ip)), ("NDA_LLADDR", mac)]
+        with named(link):
+            self._kernel.change(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+
+    def proxy_arp(self, link: Link) -> None:
+        with open(f"/proc/sys/net/ipv4/conf/{link.name}/proxy_arp", "wb", buffering=0) as file:
+            file.write(b"1")
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+@contextlib.contextmanager
+def named(link: Link, forgive: Collection[int] = ()) -> Iterator[None]:
+    """What the kernel refuses gets the link's name, unless it is one of these numbers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in forgive:
+            return
+        error.filename = link.name
+        raise
+
+
+def is_news_of(news: socket, name: str, seconds: float) -> bool:
+    """Wait for the kernel to tell of a link; whether it may be the one of this name."""
+    from hotplug.kernel.rtnetlink import BUFFER, changed_links  # noqa: PLC0415 - as above
+
+    news.settimeout(seconds)
+    try:
+        data = news.recv(BUFFER)
+    except TimeoutError:
+        return False
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+        return True  # some were lost
+    return any(message.get_attr("IFLA_IFNAME") == name for message in changed_links(data))
+
+
+def link_of(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=(info.get_attr("IFLA_INFO_KIND") if info else "") or "",
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU"),
+        up=bool(message["flags"] & rt.IFF_UP),
+        master=message.get_attr("IFLA_MASTER") or 0,
+    )
+
+
+def family(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    return rt.AF_INET if ip.version == 4 else rt.AF_INET6
+
+
+def route_message(link: Link, route: Route) -> tuple[dict[str, int], list[tuple[str, Any]]]:
+    network = ipaddress.ip_network(route.destination)
+    fields = {
+        "family": family(network.network_address),
+        "dst_len": network.prefixlen,
+        "table": rt.RT_TABLE_MAIN,
+        "proto": rt.RTPROT_BOOT,
+        "scope": rt.RT_SCOPE_LINK if network.version == 4 else rt.RT_SCOPE_UNIVERSE,
+        "type": rt.RTN_UNICAST,
+    }
+    values: list[tuple[str, Any]] = [
+        ("RTA_DST", str(network.network_address)),
+        ("RTA_OIF", link.index),
+    ]
+    if route.metric:
+        values.append(("RTA_PRIORITY", route.metric))
+    if route.source:
+        values.append(("RTA_PREFSRC", route.source))
+    return fields, values

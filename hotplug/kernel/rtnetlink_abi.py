@@ -1,0 +1,33 @@
+"""linux/netlink.h, linux/rtnetlink.h, linux/if_link.h and linux/neighbour.h: numbers, no code."""
+
+from __future__ import annotations
+
+import struct
+
+# linux/netlink.h
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
+NLM_F_DUMP = 0x300  # of a request that gets something
+NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400  # of one that makes something
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+SOL_NETLINK = 270
+NETLINK_GET_STRICT_CHK = 12
+HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+ERROR = struct.Struct("=i")  # struct nlmsgerr begins with a negative errno
+
+# linux/rtnetlink.h
+RTM_NEWLINK, RTM_GETLINK = 16, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH = 28
+RTMGRP_LINK = 1
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+RT_TABLE_MAIN = 254
+RTPROT_BOOT = 3  # what the ip command says where nobody says anything
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTN_UNICAST = 1
+
+# linux/socket.h, linux/if.h, linux/if_addr.h, linux/neighbour.h
+AF_INET, AF_INET6 = 2, 10
+IFF_UP = 1
+IFA_F_SECONDARY = 1
+NUD_PERMANENT = 0x80

@@ -19,7 +19,7 @@ from hotplug.agent.logs import Logs, to_stderr
 from hotplug.client import ask, oneshot
 from hotplug.errors import HotplugError, UsageError, error_text
 from hotplug.events import Action, Device, Event
-from hotplug.handlers import block as block_handlers
+from hotplug.handlers import table
 from hotplug.invocation import Invocation
 from hotplug.kernel import loop_sysfs
 from hotplug.kernel.loop import KernelLoops
@@ -90,11 +90,10 @@ def act(action: str, device: Device) -> int:
 def script_name(device: Device) -> str:
     """The script that the toolstack would run for a backend: the one it wrote there."""
     from hotplug import xenstore  # noqa: PLC0415 - see cli.py
-    from hotplug.handlers.table import SCRIPTS  # noqa: PLC0415
 
     with xenstore.connect() as store:
         script = os.path.basename(os.fsdecode(store.read(f"{device.path}/script") or b"block"))
-    return script if script in SCRIPTS else "block"
+    return script if script in table.DISK_SCRIPTS else "block"
 
 
 def find_backend(name: str) -> Device:
@@ -188,7 +187,8 @@ def release(built: Host, leak: reconcile.Leak) -> bool:
     own = dataclasses.replace(built, deadline=EventDeadline(built.config.deadline))
     if leak.loop is not None:
         return reconcile.unbind(own, leak)
-    block_handlers.reclaim(own, Event(Action.RECLAIM, leak.device))
+    event = Event(Action.RECLAIM, leak.device)
+    table.handler(event)(own, event)
     return not built.journal.knows(leak.device)
 
 

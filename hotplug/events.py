@@ -15,7 +15,10 @@ from hotplug.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+# What a script for network cards may be told besides xenstore. Nothing of it is evaluated.
+PARAMETERS = frozenset({"bridge", "dhcp", "ip", "mtu", "netdev", "type_if", "vifname"})
 
 # A domid fits 16 bits; a devid is a 32-bit device number or a small handle.
 BASE = "backend"
@@ -81,3 +84,18 @@ class Event:
     arguments: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     cwd: str = "/"
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """What the script was told: by its environment, and by KEY=VALUE behind the action."""
+        return parameters(self.arguments, self.variables)
+
+
+def parameters(arguments: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Arguments win over the environment; the first one is never a parameter."""
+    found = {name: value for name, value in variables.items() if name in PARAMETERS}
+    for argument in arguments[1:]:
+        name, given, value = argument.partition("=")
+        if given and name in PARAMETERS:
+            found[name] = value
+    return found

@@ -7,17 +7,23 @@ and from the process's own arguments and environment in a one-shot run.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import UsageError
-from hotplug.events import Action, Device, Event
+from hotplug.events import Action, Device, Event, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # What a toolstack may ask for; reclaim is ours alone.
 PUBLIC = {action.value: action for action in Action if action is not Action.RECLAIM}
+
+# The link of a guest's emulated card, as device models name it; ``tap`` until Xen 4.1.
+TAP = re.compile(r"(?:vif|tap)(\d{1,5})\.(\d{1,10})(?:-emu)?")
+OF_VIF = (Action.ONLINE, Action.OFFLINE)
+OF_TAP = (Action.ADD, Action.REMOVE)
 
 PROBE = "block-drbd-probe"  # has a device as its argument and knows no backend
 
@@ -52,25 +58,51 @@ class Invocation:
     def from_udev(self) -> bool:
         return bool(self.variables.get("UDEV_CALL"))
 
-    def event(self) -> Event:
-        """What is asked for; UsageError if that makes no sense."""
+    @property
+    def is_for_cards(self) -> bool:
+        """Whether the script is one for network cards, which go by their link as well."""
+        return os.path.basename(self.script).startswith("vif-")
+
+    def event(self) -> Event | None:
+        """What is asked for, None if that is nothing; UsageError if it makes no sense."""
         command = next((word for word in self.argv[1:] if "=" not in word), None)
-        path = self.variables.get("XENBUS_PATH", "")
         try:
             action = PUBLIC[command or ""]
         except KeyError:
             wish = f"Invalid command: {command}" if command else "Invalid command: none given"
             raise UsageError(wish) from None
+        if not self.is_for_cards:
+            return self._about(action, self._backend(action))
+        role = parameters(self.argv[1:], self.variables).get("type_if") or "vif"
+        if role not in ("vif", "tap"):
+            raise UsageError(f"{action}: type_if is '{role}'; it must be 'vif' or 'tap'")
+        if action not in (OF_TAP if role == "tap" else OF_VIF):
+            return None  # the toolstack asks for both, and each kind of link has two of its own
+        return self._about(action, self._tap(action) if role == "tap" else self._vif(action))
+
+    def _about(self, action: Action, device: Device) -> Event:
+        return Event(action, device, self.script, self.argv[1:], self.variables, self.cwd)
+
+    def _backend(self, action: Action) -> Device:
+        path = self.variables.get("XENBUS_PATH", "")
         if not path:
             raise UsageError(
                 f"{action}: XENBUS_PATH is not set; it must name a backend,"
-                " for example backend/vbd/5/51712"
+                f" for example backend/{'vif/5/0' if self.is_for_cards else 'vbd/5/51712'}"
             )
-        return Event(
-            action,
-            Device.parse(path),
-            self.script,
-            self.argv[1:],
-            self.variables,
-            self.cwd,
-        )
+        return Device.parse(path)
+
+    def _vif(self, action: Action) -> Device:
+        device = self._backend(action)
+        if not self.variables.get("vif"):
+            raise UsageError(f"{action}: vif is not set; it must name the interface, e.g. vif5.0")
+        return device
+
+    def _tap(self, action: Action) -> Device:
+        """The card that an emulated one stands beside: its name says which, in our own domain."""
+        name = self.variables.get("INTERFACE", "")
+        match = TAP.fullmatch(name)
+        if match is None:
+            problem = f"is '{name}'" if name else "is not set"
+            raise UsageError(f"{action}: INTERFACE {problem}; it must be like vif5.0-emu")
+        return Device("vif", int(match[1]), int(match[2]))

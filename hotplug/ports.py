@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from socket import socket
     from typing import BinaryIO
 
     from hotplug.config import Config
     from hotplug.events import Device
+    from hotplug.nbd import Nbd
+    from hotplug.network import Links
 
 T = TypeVar("T")
 
@@ -300,67 +301,6 @@ class Programs(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class NbdServer:
-    """An export of an NBD server; ``path`` is its Unix socket, "" for TCP."""
-
-    host: str
-    port: int
-    path: str
-    export: str  # "": the server's default one
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"nbd:unix:{self.path}{self.export and ':'}{self.export}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"nbd:{host}:{self.port}{self.export and '/'}{self.export}"
-
-
-@dataclass(frozen=True, slots=True)
-class NbdExport:
-    """What a server agreed to, and the connection on which it waits for requests."""
-
-    connection: socket
-    size: int  # bytes
-    flags: int  # the protocol's transmission flags
-    block_size: int  # bytes, what requests must be aligned to
-    read_only: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NbdDevice:
-    """Who connected an NBD device of this kernel."""
-
-    pid: int  # of the process that did
-    reference: str | None  # what it called the device; None before Linux 5.14
-
-
-class Nbd(Protocol):
-    """Network block devices."""
-
-    def available(self) -> bool:
-        """Whether this kernel has the driver, right now."""
-        ...
-
-    def open(self, server: NbdServer, deadline: Deadline) -> AbstractContextManager[NbdExport]:
-        """Connect to a server and agree on the export. OSError says what it refused."""
-        ...
-
-    def free(self) -> Iterable[int]:
-        """Numbers N of /dev/nbdN that nobody uses, lowest first."""
-        ...
-
-    def get(self, number: int) -> NbdDevice | None:
-        """None if the device is not connected or does not exist."""
-        ...
-
-    def connect(self, number: int, export: NbdExport, *, read_only: bool, reference: str) -> None:
-        """Hand the connection to the kernel, as /dev/nbdN. EBUSY if that one is in use."""
-        ...
-
-    def disconnect(self, number: int) -> None: ...
-
-
 class Deadline(Protocol):
     """How long an event may take, and whether somebody still waits for it."""
 
@@ -394,6 +334,8 @@ class Host:
     locks: Locks
     programs: Programs
     nbd: Nbd
+    links: Links
     config: Config
     deadline: Deadline
     instance: str  # marks our loop devices: two agents with two stores must not mix them up
+    note: Callable[[str], object]  # what is worth a line in the log, and no failure

@@ -209,6 +209,7 @@ class World:
         parts = {
             "loops": None,
             "nbd": None,
+            "links": None,
             "paths": self.paths,
             "locks": FakeLocks(self.life),
             "programs": FakePrograms(self.folder, self.life, self.absent, self.others),
@@ -222,6 +223,7 @@ class World:
             config=self.config,
             deadline=deadline or EventDeadline(35.0),
             instance="test",
+            note=lambda _: None,
             **parts,
         )
 

@@ -8,6 +8,7 @@ with a traceback in the log. A backend that is gone gets no keys: they would bri
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,6 +48,8 @@ def invoke(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadli
         event = invocation.event()
     except HotplugError as error:
         return failed(logs, invocation.script, error)
+    if event is None:
+        return DONE
 
     def work() -> Outcome:
         if invocation.from_udev and host.store.read("libxl/disable_udev") is not None:
@@ -90,7 +93,7 @@ def run(
     handler: table.Handler | None = None,
 ) -> Outcome:
     """Handle an event, whatever happens."""
-    own = dataclasses.replace(host, deadline=deadline)
+    own = dataclasses.replace(host, deadline=deadline, note=functools.partial(note, logs, event))
     try:
         refuse_elsewhere(host, event.device)
         (handler or table.handler(event))(own, event)
@@ -110,6 +113,11 @@ def run(
         return fail(host, logs, event, bug, deadline)
     # If it was taken, whoever took it has reported a failure: what is there now is to go again.
     return DONE if deadline.finish() else Outcome(1)
+
+
+def note(logs: Logs, event: Event, text: str) -> None:
+    """A handler went on all the same: for the log only."""
+    logs.note(f"{event.script}: {event.device}: {' '.join(text.split())}")
 
 
 def refuse_elsewhere(host: Host, device: Device) -> None:

@@ -16,6 +16,7 @@ from hotplug.agent.holders import StoreHolders
 from hotplug.agent.journal import FileJournal
 from hotplug.config import DEFAULT_RUNDIR
 from hotplug.kernel.blockdev import LocalPaths
+from hotplug.kernel.links import KernelLinks
 from hotplug.kernel.lockfile import LockFiles
 from hotplug.kernel.loop import KernelLoops
 from hotplug.kernel.mounts import KernelMounts
@@ -40,6 +41,10 @@ def instance(rundir: str) -> str:
     if path == os.path.realpath(DEFAULT_RUNDIR):
         return INSTANCE
     return f"{INSTANCE}-{zlib.crc32(os.fsencode(path)):08x}"
+
+
+def nothing(_: str) -> None:
+    """Nobody keeps notes until an event is handled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,10 @@ def assemble(config: Config, *, watch: bool) -> Parts:
         locks=LockFiles(config.rundir),
         programs=HostPrograms(),
         nbd=KernelNbd(),
+        links=KernelLinks(),
         config=config,
         deadline=EventDeadline(config.deadline),
         instance=instance(config.rundir),
+        note=nothing,
     )
     return Parts(host, store, holders)

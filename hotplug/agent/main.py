@@ -369,9 +369,6 @@ class Agent:
             return
         invocation = Invocation.decode(request.argv, request.variables, request.cwd)
 
-        def work(deadline: EventDeadline) -> Outcome:
-            return self._done(event, dispatch.invoke(self.host, self.logs, invocation, deadline))
-
         def answer(outcome: Outcome) -> None:
             client.answer(outcome.status, os.fsencode(outcome.text))
 
@@ -382,9 +379,15 @@ class Agent:
                 answer(dispatch.failed(self.logs, invocation.script, error))
                 return
             event = Event(Action.ADD, Device("probe", 0, client.pid), invocation.script)
-        job = self._queue(event, work, answer)
-        if event.action is Action.ADD:
+        if event is None:
+            answer(DONE)
+            return
+        job = self._queue(event, functools.partial(self._invoke, invocation, event), answer)
+        if event.action in (Action.ADD, Action.ONLINE):
             client.abandon = job.deadline.abandon
+
+    def _invoke(self, invocation: Invocation, event: Event, deadline: EventDeadline) -> Outcome:
+        return self._done(event, dispatch.invoke(self.host, self.logs, invocation, deadline))
 
 
 def run(settings: Config, *, driver_domain: bool) -> int:

@@ -102,7 +102,8 @@ def invoke(invocation: Invocation, *, age: float = 0.0) -> Outcome:
     logs = Logs(settings, stderr=False)
     if not invocation.is_probe:
         try:
-            invocation.event()  # a wrong call is refused before anything is opened
+            if invocation.event() is None:  # a wrong call is refused before anything is opened
+                return dispatch.DONE
         except HotplugError as error:
             return dispatch.failed(logs, invocation.script, error)
     deadline = EventDeadline(settings.deadline)
@@ -244,6 +245,8 @@ def leave_word(
 
     def write() -> None:
         event = invocation.event()
+        if event is None:
+            return
         with xenstore.connect(timeout=LAST_WORDS) as store:
             store.transaction(lambda found: dispatch.report(found, event, error, retract=retract))
         if then is not None:

@@ -1,14 +1,15 @@
 """Which function does what: the whole dispatch, as a literal.
 
 The key is the family of the script that was asked for (``block`` of ``block-iscsi``) and the
-action. What is not in here is an unknown action.
+action; for a script of network cards it is its own name. What is not in here is an unknown action.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from hotplug.errors import HotplugError, UsageError
 from hotplug.events import Action, Event
@@ -18,16 +19,18 @@ from hotplug.ports import Host
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from hotplug.handlers import bridge
+    from hotplug.ports import Entry
+
 Handler: TypeAlias = Callable[[Host, Event], None]
 
 HANDLERS: Mapping[tuple[str, Action], Handler] = {
     ("block", Action.ADD): block.add,
     ("block", Action.REMOVE): block.remove,
-    ("block", Action.RECLAIM): block.reclaim,
 }
 
 # Scripts that we stand in for; block.py and its targets know the suffixes.
-SCRIPTS = frozenset(
+DISK_SCRIPTS = frozenset(
     {
         "block",
         "block-dummy",
@@ -38,12 +41,49 @@ SCRIPTS = frozenset(
     }
 )
 
+# Scripts for network cards, and the module for each.
+CARD_SCRIPTS = {
+    "vif-bridge": "bridge",
+}
+
+SCRIPTS = DISK_SCRIPTS | CARD_SCRIPTS.keys()
+
+
+class CardScript(Protocol):
+    """What a module for network cards offers."""
+
+    def online(self, host: Host, event: Event, /) -> None:
+        """A vif, or the tap beside it, arrived."""
+        ...
+
+    def offline(self, host: Host, event: Event, /) -> None:
+        """It leaves: best effort, and no failure."""
+        ...
+
+    def clean(self, host: Host, entry: Entry, role: str, problems: list[str], /) -> None:
+        """Take back what outlives the link of this role (vif, tap), by what the journal has."""
+        ...
+
+
+if TYPE_CHECKING:
+    CHECKED: tuple[CardScript, ...] = (bridge,)
+
+
+def card_script(name: str) -> CardScript:
+    """The module of a script; who has no network cards of ours shall not pay for them."""
+    return cast("CardScript", importlib.import_module(f"hotplug.handlers.{CARD_SCRIPTS[name]}"))
+
 
 def handler(event: Event) -> Handler:
     """The function for an event; UsageError if the script does not know the action."""
+    if event.action is Action.RECLAIM:
+        return reclaim_card if event.device.kind == "vif" else block.reclaim
     name = os.path.basename(event.script)
     if name not in SCRIPTS:
         raise HotplugError(f"{event.script}: xen-hotplug stands in for no script of this name")
+    if name in CARD_SCRIPTS:
+        module = card_script(name)
+        return module.online if event.action in (Action.ONLINE, Action.ADD) else module.offline
     found = HANDLERS.get((name.partition("-")[0], event.action))
     if found is None:
         raise UsageError(f"{event.script} does not know '{event.action}'")
@@ -53,3 +93,18 @@ def handler(event: Event) -> Handler:
 def any_script(event: Event) -> Handler:
     """For a driver domain, where no toolstack runs the scripts that are not ours."""
     return handler(event) if os.path.basename(event.script) in SCRIPTS else foreign.run
+
+
+def reclaim_card(host: Host, event: Event) -> None:
+    """Take back what a network card left behind whose backend went without ``offline``."""
+    problems: list[str] = []
+    with host.journal.claim(event.device, host.deadline) as entry:
+        attachment = entry.attachment
+        if attachment is None or host.store.read(event.device.path) is not None:
+            return
+        for role in ("vif", "tap"):
+            if role in attachment.facts:
+                card_script(attachment.target).clean(host, entry, role, problems)
+        if problems:
+            raise HotplugError("; ".join(problems))
+        entry.clear()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import threading
 import time
@@ -146,9 +145,8 @@ class KernelLinks:
                 self._kernel.change(rt.RTM_DELADDR, fields, values)
 
     def add_address(self, link: Link, address: str, prefix: int) -> None:
-        ip = ipaddress.ip_address(address)
-        fields = {"index": link.index, "family": family(ip), "prefixlen": prefix}
-        values = [("IFA_LOCAL", str(ip)), ("IFA_ADDRESS", str(ip))]
+        fields = {"index": link.index, "family": family(address), "prefixlen": prefix}
+        values = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
         with named(link):
             self._kernel.change(rt.RTM_NEWADDR, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
@@ -185,9 +183,8 @@ class KernelLinks:
             self._kernel.change(rt.RTM_DELROUTE, fields, values)
 
     def add_neighbour(self, link: Link, address: str, mac: str) -> None:
-        ip = ipaddress.ip_address(address)
-        fields = {"ifindex": link.index, "family": family(ip), "state": rt.NUD_PERMANENT}
-        values = [("NDA_DST", str(ip)), ("NDA_LLADDR", mac)]
+        fields = {"ifindex": link.index, "family": family(address), "state": rt.NUD_PERMANENT}
+        values = [("NDA_DST", address), ("NDA_LLADDR", mac)]
         with named(link):
             self._kernel.change(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
@@ -242,22 +239,22 @@ def link_of(message: Any) -> Link:
     )
 
 
-def family(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
-    return rt.AF_INET if ip.version == 4 else rt.AF_INET6
+def family(address: str) -> int:
+    return rt.AF_INET6 if ":" in address else rt.AF_INET
 
 
 def route_message(link: Link, route: Route) -> tuple[dict[str, int], list[tuple[str, Any]]]:
-    network = ipaddress.ip_network(route.destination)
+    address, _, prefix = route.destination.partition("/")
     fields = {
-        "family": family(network.network_address),
-        "dst_len": network.prefixlen,
+        "family": family(address),
+        "dst_len": int(prefix),
         "table": rt.RT_TABLE_MAIN,
         "proto": rt.RTPROT_BOOT,
-        "scope": rt.RT_SCOPE_LINK if network.version == 4 else rt.RT_SCOPE_UNIVERSE,
+        "scope": rt.RT_SCOPE_UNIVERSE if ":" in address else rt.RT_SCOPE_LINK,
         "type": rt.RTN_UNICAST,
     }
     values: list[tuple[str, Any]] = [
-        ("RTA_DST", str(network.network_address)),
+        ("RTA_DST", address),
         ("RTA_OIF", link.index),
     ]
     if route.metric:

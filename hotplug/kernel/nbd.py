@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hotplug.kernel import genetlink
 from hotplug.kernel import nbd_abi as abi
 from hotplug.kernel.nbd_handshake import HandshakeError, handshake
-from hotplug.ports import NbdDevice, NbdExport
+from hotplug.nbd import NbdDevice, NbdExport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hotplug.kernel.nbd_handshake import Dialogue
-    from hotplug.ports import Deadline, NbdServer
+    from hotplug.nbd import NbdServer
+    from hotplug.ports import Deadline
 
 T = TypeVar("T")
 

@@ -12,6 +12,8 @@ from harness.guests import Guest
 from harness.loops import make_file
 from harness.run import Runner
 
+from hotplug.handlers import table
+
 
 @pytest.fixture(params=["agent", "no agent"])
 def host(request, place):
@@ -33,8 +35,8 @@ def test_help(command, words):
 def test_scripts_dir(command):
     code, out, _ = command("scripts-dir")
     assert code == 0
-    names = ["block", "block-drbd-probe", "block-dummy", "block-enbd", "block-iscsi", "block-nbd"]
-    assert sorted(os.listdir(out.strip())) == [*names, "block-tap"]
+    names = {"block", "block-drbd-probe", "block-dummy", "block-enbd", "block-iscsi", "block-nbd"}
+    assert set(os.listdir(out.strip())) == {*names, "block-tap", *table.CARD_SCRIPTS}
 
 
 @pytest.mark.parametrize("spelling", ["path", "numbers", "name", "environment"])

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import subprocess
 
 import pytest
 from harness import leaks, loops
 from harness.guests import Guest
+from harness.netns import netns
 from harness.outcomes import assert_ok
 from harness.place import place, place_behind_proxy, place_in_domain
 from harness.run import Runner
 
 DRIVER_DOMAIN = 7
-RUNNERS = {"runner", "fresh_runner", "driver_runner"}
+RUNNERS = {"runner", "fresh_runner", "driver_runner", "card_runner"}
 _names = itertools.count(1)
 
 
@@ -52,6 +54,49 @@ def driver_runner(request):
     with place_in_domain(DRIVER_DOMAIN) as made, running(request.param, made) as runner:
         runner.domid = DRIVER_DOMAIN
         yield runner
+
+
+@pytest.fixture(scope="module")
+def net():
+    """The network namespace of ``card_runner``, with a bridge xenbr0 in it."""
+    with netns() as made:
+        made.add_bridge("xenbr0")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def card_runner(request, net):
+    """A runner whose runs, and whose agent, are in the network namespace ``net``."""
+    with place() as made:
+        runner = Runner(request.param, made, launcher=net.launcher)
+        if request.param == "agent":
+            runner.start_agent()
+        yield runner
+        if runner.agent is not None:
+            assert runner.agent.stop() == 0
+
+
+@pytest.fixture
+def card(net, guest):
+    """Make network cards, each with the link that the backend driver would have made."""
+    made = []
+
+    def make(*, tap=False, link=True, **keys):
+        backend = guest().card(keys=keys)
+        if link:
+            net.add_vif(backend.link)
+        if tap:
+            net.add_tap(f"{backend.link}-emu")
+        made.append(backend)
+        return backend
+
+    yield make
+    names = set(net.links())
+    for backend in made:
+        vifname = os.fsdecode(backend.read("vifname") or b"")
+        for name in (backend.link, f"{backend.link}-emu", vifname, f"{vifname}-emu"):
+            if name in names:
+                net.delete(name)
 
 
 @pytest.fixture
@@ -96,7 +141,8 @@ def guest(at):
     for guest in made:
         for backend in guest.backends:
             if backend.exists and not at.is_stock:
-                assert at.remove(backend).status == 0
+                remove = at.offline if backend.kind == "vif" else at.remove
+                assert remove(backend).status == 0
         guest.destroy()
 
 

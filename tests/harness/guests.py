@@ -47,6 +47,11 @@ class Backend:
         return f"/local/domain/{self.domid}/device/{kind}/{self.devid}"
 
     @property
+    def link(self) -> str:
+        """The name that the backend driver gives a card's link."""
+        return f"vif{self.domid}.{self.devid}"
+
+    @property
     def record(self) -> str:
         """libxl's own list of devices."""
         return f"/libxl/{self.domid}/device/{self.kind}/{self.devid}"
@@ -142,6 +147,39 @@ class Guest:
             },
             backend_domid,
         )
+
+    def card(
+        self,
+        devid: int | None = None,
+        *,
+        state: int | None = 2,
+        script: str = "/etc/xen/scripts/vif-bridge",
+        backend_domid: int = 0,
+        keys: Mapping[str, Value | None] | None = None,
+    ) -> Backend:
+        """Add a network card, with the nodes of libxl_nic.c; ``keys`` are further ones."""
+        cards = sum(backend.kind == "vif" for backend in self.backends)
+        number = cards if devid is None else devid
+        backend = self.add(
+            "vif",
+            number,
+            {
+                "frontend-id": self.domid,
+                "online": 1,
+                "state": state,
+                "script": script,
+                "mac": f"00:16:3e:00:{self.domid % 256:02x}:{number:02x}",
+                "bridge": "xenbr0",
+                "handle": number,
+                "type": "vif",
+                "hotplug-status": "",
+                **(keys or {}),
+            },
+            backend_domid,
+        )
+        self.store.write(f"{backend.frontend}/mtu", 1500)
+        self.store.set_permissions(f"{backend.frontend}/mtu", f"n{backend_domid}", f"r{self.domid}")
+        return backend
 
     def add(
         self, kind: str, devid: int, keys: Mapping[str, Value | None], backend_domid: int = 0

@@ -205,6 +205,33 @@ class Runner:
             backend.close()
         return self.run(backend, "remove", **options)
 
+    def online(self, backend: Backend, **options) -> Result:
+        """Run a card's script for its vif, as libxl does after the device model started."""
+        return self._card(backend, "online", "vif", **options)
+
+    def offline(self, backend: Backend, **options) -> Result:
+        """The same once it is closed."""
+        if backend.exists:
+            backend.close()
+        return self._card(backend, "offline", "vif", **options)
+
+    def tap(self, backend: Backend, action: str, **options) -> Result:
+        """``add`` or ``remove`` for the tap of a guest's emulated card."""
+        variables = {"INTERFACE": f"{backend.link}-emu", **(options.pop("variables", None) or {})}
+        return self._card(backend, action, "tap", variables=variables, **options)
+
+    def _card(
+        self,
+        backend: Backend,
+        action: str,
+        role: str,
+        variables: Mapping[str, str | None] | None = None,
+        **options,
+    ) -> Result:
+        options = {"script": "vif-bridge", **options}
+        known = {"vif": backend.link, **(variables or {})}
+        return self.run(backend, action, f"type_if={role}", variables=known, **options)
+
     def log_size(self) -> int:
         log = self.place.log_file
         return log.stat().st_size if log.exists() else 0
@@ -216,7 +243,10 @@ class Runner:
     def check(self, run: Running) -> None:
         """Note what lines 126 and 127 of the checklist forbid, after whatever run."""
         backend = run.backend
-        if self.is_stock or backend is None or not {"add", "remove"} & set(run.arguments):
+        if self.is_stock or backend is None:
+            return
+        actions = {"online", "offline"} if backend.kind == "vif" else {"add", "remove"}
+        if not actions & set(run.arguments):
             return
         with contextlib.suppress(ConnectionError):
             keys = backend.tree()

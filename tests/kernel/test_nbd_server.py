@@ -18,7 +18,7 @@ import pytest
 from hotplug.agent.deadline import EventDeadline
 from hotplug.kernel import nbd_abi as abi
 from hotplug.kernel.nbd import KernelNbd
-from hotplug.ports import NbdServer
+from hotplug.nbd import NbdServer
 
 SIZE = 1 << 20
 PATIENCE = 20  # seconds for a server to start; it takes milliseconds

@@ -21,6 +21,7 @@ VALUES = {
     "hotplug.events",
     "hotplug.ports",
     "hotplug.invocation",
+    "hotplug.nbd",
     "hotplug.network",
 }
 WIRE = "hotplug.client.wire"
@@ -34,6 +35,7 @@ MAY_IMPORT = {
     "hotplug.errors": set(),
     "hotplug.events": VALUES,
     "hotplug.ports": VALUES,
+    "hotplug.nbd": VALUES,
     "hotplug.network": VALUES,
     "hotplug.config": VALUES,
     "hotplug.invocation": VALUES,
@@ -171,12 +173,13 @@ ONESHOT = {
     *(f"hotplug.agent.{name}" for name in ("deadline", "dispatch", "holders", "host", "journal")),
     "hotplug.agent.logs",
     *(f"hotplug.client{name}" for name in ("", ".child", ".oneshot", ".wire")),
-    *(f"hotplug.{name}" for name in ("config", "errors", "events", "invocation", "ports")),
+    *(f"hotplug.{name}" for name in ("config", "errors", "events", "invocation", "nbd")),
+    *(f"hotplug.{name}" for name in ("network", "ports")),
     *(f"hotplug.handlers{name}" for name in ("", ".block", ".disk", ".foreign", ".sharing")),
     "hotplug.handlers.table",
     *(f"hotplug.handlers.targets{name}" for name in ("", ".file", ".phy", ".table")),
     *(module for module in MODULES if module.startswith(("hotplug.kernel", "hotplug.xenstore"))),
-} - {"hotplug.kernel.uevents", "hotplug.xenstore.alarm"}
+} - {"hotplug.kernel.rtnetlink", "hotplug.kernel.uevents", "hotplug.xenstore.alarm"}
 PYTHONS = (
     *("__future__", "_socket", "ast", "collections.abc", "contextlib", "dataclasses", "errno"),
     *("fcntl", "fnmatch", "functools", "json", "select", "signal", "struct", "threading", "typing"),

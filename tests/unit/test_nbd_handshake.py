@@ -13,7 +13,7 @@ from hotplug.errors import AbandonedError, DeadlineError
 from hotplug.kernel import nbd
 from hotplug.kernel import nbd_abi as abi
 from hotplug.kernel.nbd_handshake import MAX_REPLIES, Agreed, HandshakeError, handshake
-from hotplug.ports import NbdServer
+from hotplug.nbd import NbdServer
 
 SIZE = 3 << 30
 FLAGS = 0x10D

@@ -15,7 +15,7 @@ import pytest
 
 from hotplug.kernel import genetlink, nbd
 from hotplug.kernel.nbd import KernelNbd
-from hotplug.ports import NbdDevice, NbdExport
+from hotplug.nbd import NbdDevice, NbdExport
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from fakes_host import World
 
 from hotplug.errors import DeadlineError, DeviceBusyError, HotplugError
 from hotplug.handlers.targets import nbd
-from hotplug.ports import Attachment, NbdDevice, NbdExport, NbdServer, Number
+from hotplug.nbd import NbdDevice, NbdExport, NbdServer
+from hotplug.ports import Attachment, Number
 
 NBD = "block-nbd"
 PARAMS = "nbd:192.0.2.1:10809/disk"

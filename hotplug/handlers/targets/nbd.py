@@ -21,7 +21,8 @@ from hotplug.errors import DeviceBusyError, HotplugError
 from hotplug.handlers.sharing import reference, refuse_device
 from hotplug.handlers.targets import Attached, tool, users
 from hotplug.handlers.targets.phy import device_keys
-from hotplug.ports import Attachment, NbdServer
+from hotplug.nbd import NbdServer
+from hotplug.ports import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from hotplug.events import Device, Event
     from hotplug.handlers.disk import Disk
     from hotplug.handlers.targets import Attach
-    from hotplug.ports import Deadline, Entry, Host, NbdExport
+    from hotplug.nbd import NbdExport
+    from hotplug.ports import Deadline, Entry, Host
 
 LOCK = "nbd"  # held while a device is chosen and connected, or looked at and disconnected
 ATTEMPTS = 16  # races lost to nbd-client before we give up

@@ -1,0 +1,139 @@
+"""vif-bridge: a card becomes a port of a bridge.
+
+Setting it up is one or two requests to the kernel, and undone if anything fails. Taking it back
+is best effort: it releases the port from whichever bridge has it, needs no bridge to be there,
+and never fails the toolstack's removal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from hotplug.errors import HotplugError
+from hotplug.handlers import hooks, vif
+from hotplug.network import PORT_MAC, Change
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from hotplug.events import Event
+    from hotplug.handlers.vif import Vif
+    from hotplug.network import Link
+    from hotplug.ports import Entry, Host
+
+SCRIPT = "vif-bridge"
+
+
+def online(host: Host, event: Event) -> None:
+    """Make a card's link a port of its bridge, and tell the guest."""
+    card = vif.Vif.read(host, event)
+    vif.refuse_gone(card)
+    with host.journal.claim(card.device, host.deadline) as entry:
+        bridge = bridge_of(host, card)
+        link = vif.find(host, card, entry)
+        with contextlib.ExitStack() as undo:
+            mtu = set_up(host, card, link, bridge, entry, undo)
+            hooks.run(host, card, {"bridge": bridge.name})
+            if card.tells:
+                vif.connected(host, card, mtu)
+            undo.pop_all()
+
+
+def offline(host: Host, event: Event) -> None:
+    """Take a card's link from its bridge; what cannot be done is noted, and no failure."""
+    card = vif.Vif.read(host, event)
+    problems: list[str] = []
+    with host.journal.claim(card.device, host.deadline) as entry:
+        with vif.best_effort(problems):
+            release(host, vif.present(host, card))
+        clean(host, entry, card.role, problems)
+        with vif.best_effort(problems):
+            hooks.run(host, card, {"bridge": card.bridge})
+        vif.forget(entry, card.role)
+    for problem in problems:
+        host.note(problem)
+
+
+def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
+    """What outlives the link itself."""
+
+
+def bridge_of(host: Host, card: Vif) -> Link:
+    """The bridge that a card belongs to; HotplugError if there is none, or a choice of several."""
+    if not card.bridge:
+        return only_bridge(host, card)
+    found = host.links.find(card.bridge)
+    if found is None and card.bridge.startswith("xenbr"):
+        # Configurations from before Xen 3.2, when the bridge of eth0 was called xenbr0.
+        found = host.links.find(f"eth{card.bridge.removeprefix('xenbr')}")
+        if found is not None and found.kind != "bridge":
+            found = None
+    if found is None:
+        raise HotplugError(
+            f"Could not find bridge device {card.bridge}; create it, or change 'bridge' in the"
+            " guest's configuration"
+        )
+    return found
+
+
+def only_bridge(host: Host, card: Vif) -> Link:
+    bridges = host.links.bridges()
+    if len(bridges) == 1:
+        return bridges[0]
+    names = ", ".join(sorted(bridge.name for bridge in bridges))
+    problem = f"there are several bridges: {names}" if names else "this host has no bridge"
+    raise HotplugError(
+        f"Could not find bridge, and none was specified: {card.device}/bridge is empty,"
+        f" and {problem}"
+    )
+
+
+def set_up(
+    host: Host, card: Vif, link: Link, bridge: Link, entry: Entry, undo: ExitStack
+) -> int | None:
+    """Everything but the news of success. Returns the MTU that was set, None if none was."""
+    if link.up:  # it may be renamed only while it is down; and its filters come first
+        host.links.change(link, Change(up=False))
+    vif.remember(entry, card, link, SCRIPT)
+    undo.callback(take_back, host, card, link, entry)
+    host.links.flush_addresses(link)
+    mtu = wanted_mtu(card, bridge)
+    wish = Change(
+        name=card.name if card.name != link.name else None,
+        mac=PORT_MAC if link.mac != PORT_MAC else None,
+        mtu=mtu if mtu != link.mtu else None,
+        master=bridge.index if link.master != bridge.index else None,
+        up=True,
+    )
+    host.deadline.stage(f"making {card.name} a port of {bridge.name}")
+    try:
+        now = vif.change(host, link, wish, optional=("mac", "mtu"))
+    except OSError as error:
+        raise HotplugError(
+            f"{card.name} cannot be made a port of {bridge.name}: {error.strerror}"
+        ) from error
+    if mtu is None or (now is not link and now.mtu != mtu):
+        return None
+    return mtu
+
+
+def wanted_mtu(card: Vif, bridge: Link) -> int | None:
+    """The backend's own, or the bridge's; what is no number counts for nothing."""
+    text = card.mtu or str(bridge.mtu)
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def take_back(host: Host, card: Vif, link: Link, entry: Entry) -> None:
+    """The way back of ``set_up``; the first error is to be told, so this one is silent."""
+    problems: list[str] = []
+    with vif.best_effort(problems):
+        release(host, host.links.get(link.index))
+    clean(host, entry, card.role, problems)
+    vif.forget(entry, card.role)
+
+
+def release(host: Host, link: Link | None) -> None:
+    """Down, and out of whichever bridge it is in."""
+    if link is not None:
+        host.links.change(link, Change(up=False, master=0 if link.master else None))

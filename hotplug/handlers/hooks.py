@@ -1,0 +1,80 @@
+"""Programs of the administrator that are run for every card: ``vif-post.d/*.hook``.
+
+The stock scripts read them into their own shell, where a hook could change or end the script
+without a word. Here each is a process of its own: in order of their names, after the link is set
+up and before success is told, with the variables that it would have seen there. One that fails,
+fails the event. Those without a ``#!`` line are run by bash, as before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from hotplug.errors import ToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from hotplug.handlers.vif import Vif
+    from hotplug.ports import Finished, Host
+
+FOLDER = "vif-post.d"
+SUFFIX = ".hook"
+
+
+def run(host: Host, vif: Vif, more: Mapping[str, str] | None = None) -> None:
+    """Run every hook; ToolError names the first that failed."""
+    folder = os.path.join(host.config.scripts, FOLDER)
+    hooks = found(folder)
+    if not hooks:
+        return
+    variables = environment(host, vif) | dict(more or {})
+    for hook in hooks:
+        host.deadline.stage(f"running the hook {hook}")
+        finished = execute(host, hook, variables)
+        if finished.status:
+            said = os.fsdecode(finished.stderr).strip().split("\n")[-1]
+            raise ToolError(
+                f"the hook {hook} failed with status {finished.status}{said and ': '}{said}"
+            )
+
+
+def found(folder: str) -> list[str]:
+    """The hooks that can be run, in the order of their names."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return []
+        raise
+    paths = [os.path.join(folder, name) for name in names if name.endswith(SUFFIX)]
+    return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
+
+
+def execute(host: Host, hook: str, variables: Mapping[str, str]) -> Finished:
+    try:
+        return host.programs.run([hook], host.deadline, variables)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        return host.programs.run(["/bin/bash", hook], host.deadline, variables)
+
+
+def environment(host: Host, vif: Vif) -> dict[str, str]:
+    """What a hook may go by; names and values as the stock scripts have them."""
+    return {
+        **vif.parameters,
+        "XENBUS_PATH": vif.device.path,
+        "command": vif.action.value,
+        "dir": host.config.scripts,
+        "dev": vif.name,
+        "INTERFACE" if vif.is_tap else "vif": vif.name,
+        "type_if": vif.role,
+        "vifname": vif.name if vif.name != vif.original else "",
+        "ip": " ".join(vif.ip),
+        "bridge": vif.bridge,
+        "domid": str(vif.device.domid),
+        "devid": str(vif.device.devid),
+    }

@@ -1,0 +1,80 @@
+"""Network namespaces, in which runs and agents find the links that a test made for them.
+
+Links are looked at and changed with iproute2, which is nobody's code here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_names = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Netns:
+    """A namespace with a name, as ``ip netns`` has them."""
+
+    name: str
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """A command that runs another one in here, with this namespace's /sys."""
+        return ("ip", "netns", "exec", self.name)
+
+    def ip(self, *words: str) -> str:
+        command = ["ip", "-n", self.name, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        full = [*self.launcher, *command]
+        return subprocess.run(full, check=check, capture_output=True, text=True)
+
+    def links(self) -> dict[str, dict[str, Any]]:
+        """Every link by name, as ``ip -j -d link`` describes it."""
+        return {link["ifname"]: link for link in json.loads(self.ip("-j", "-d", "link"))}
+
+    def addresses(self, link: str) -> list[str]:
+        found = json.loads(self.ip("-j", "address", "show", "dev", link))
+        return [f"{a['local']}/{a['prefixlen']}" for a in found[0]["addr_info"]]
+
+    def routes(self) -> list[str]:
+        return [line.strip() for line in self.ip("route").splitlines()]
+
+    def add_bridge(self, name: str, mtu: int = 1500) -> None:
+        self.ip("link", "add", "name", name, "mtu", str(mtu), "type", "bridge")
+        self.ip("link", "set", "dev", name, "up")
+
+    def add_vif(self, name: str, peer: str = "") -> str:
+        """A link that stands for a vif; its other end is the guest's card."""
+        peer = peer or f"g{name.removeprefix('vif')}"[:15]
+        self.ip("link", "add", "name", name, "type", "veth", "peer", "name", peer)
+        return peer
+
+    def add_tap(self, name: str) -> None:
+        self.ip("tuntap", "add", "dev", name, "mode", "tap")
+
+    def delete(self, *names: str) -> None:
+        for name in names:
+            if name in self.links():
+                self.ip("link", "delete", "dev", name)
+
+
+@contextlib.contextmanager
+def netns() -> Iterator[Netns]:
+    """A namespace of its own, gone afterwards with all that is in it."""
+    made = Netns(f"xh-{os.getpid()}-{next(_names)}")
+    subprocess.run(["ip", "netns", "add", made.name], check=True)
+    try:
+        made.ip("link", "set", "dev", "lo", "up")
+        yield made
+    finally:
+        subprocess.run(["ip", "netns", "delete", made.name], check=True)

@@ -20,6 +20,7 @@ DEFAULT_FILE = "/etc/xen-hotplug.toml"
 DEFAULT_RUNDIR = "/run/xen-hotplug"
 MAX_RUNDIR = 99  # bytes; with "/control" behind it, it is a socket's path, see unix(7)
 MAX_DEADLINE = 35.0  # libxl kills a script after 40 s and then does not read hotplug-error
+ANTISPOOF = ("auto", "always", "never")
 BLOCK_SIZES = (0, 512, 1024, 2048, 4096)
 
 
@@ -41,6 +42,7 @@ class Config:
     syslog: str = "/dev/log"  # the daemon's datagram socket
     scripts: str = "/etc/xen/scripts"  # where foreign block-* helpers are looked for
     udev: bool = False  # listen for xen-backend uevents (xend, hosts without libxl)
+    antispoof: str = "auto"  # whether guests are held to their addresses: one of ANTISPOOF
     disks: tuple[DiskRule, ...] = field(default=())
     rundir: str = DEFAULT_RUNDIR
 
@@ -97,6 +99,8 @@ def parse(path: str, table: Mapping[str, Any], rundir: str = DEFAULT_RUNDIR) -> 
             f"{path}: deadline: {config.deadline} is not between 0 and {MAX_DEADLINE:.0f} seconds;"
             " the toolstack gives up after 40"
         )
+    if config.antispoof not in ANTISPOOF:
+        raise ConfigError(f"{path}: antispoof: must be one of {ANTISPOOF}")
     return config
 
 

@@ -20,7 +20,7 @@ def test_the_shipped_file_states_the_defaults(request):
         for line in shipped.read_text().splitlines()
         if line.startswith("#") and " = " in line
     )
-    for name in ("deadline", "log_file", "syslog", "scripts", "udev"):
+    for name in ("deadline", "log_file", "syslog", "scripts", "udev", "antispoof"):
         assert f"{name} = " in text
 
 
@@ -42,6 +42,8 @@ def test_values():
         ({"deadline": 36}, "f: deadline: 36"),
         ({"deadline": 0}, "f: deadline: 0"),
         ({"deadline": True}, "f: deadline: True is not of the right type"),
+        ({"antispoof": "yes"}, "f: antispoof: must be one of ('auto', 'always', 'never')"),
+        ({"antispoof": True}, "f: antispoof: True is not of the right type"),
         ({"udev": 1}, "f: udev: 1 is not of the right type"),
         ({"disk": {"match": "x"}}, "f: disk: "),
         ({"disk": [3]}, "f: disk 1: "),

@@ -1,0 +1,142 @@
+"""The stock scripts' rules in iptables' chain FORWARD (frob_iptable in vif-common.sh).
+
+They accept what a guest sends over a bridge, for hosts whose FORWARD drops by default. Such a host
+sees bridged packets only where bridge netfilter is on, for the whole network namespace or for the
+bridge (br_nf_pre_routing, net/bridge/br_netfilter_hooks.c); elsewhere nothing is run.
+
+- As with the stock scripts: without words, all that the guest sends; with words, what comes from
+  these, and DHCP requests; always, all that goes to it. Where iptables does not work, nothing.
+- IPv6 words are ip6tables' business, and only then is it touched. The guest must find its
+  neighbours there: all its ICMPv6 is accepted.
+- Each rule has a comment that names the link. What is there with it is replaced, by one transaction
+  of iptables-restore; so repeating changes nothing, and nothing is left of other words.
+- iptables-save writes a rule with -A, from the words that iptables-restore takes with -D.
+- iptables-restore reads from a file, not from a pipe of ours: an open file without a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hotplug.ports import Deadline, Locks, Programs
+
+LOCK = "iptables"
+BRIDGE_NETFILTER = "/proc/sys/net/bridge"
+BRIDGE_OF = "/sys/class/net/{}/brport/bridge/bridge"
+NAME = re.compile(r"\w[\w.@-]*", re.ASCII)  # a + at its end, for one, would mean many links
+DHCP = "-p udp -m udp --sport 68 --dport 67"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One family's iptables."""
+
+    name: str
+    switch: str  # its file below /proc/sys/net/bridge, and with nf_ in the place of bridge-nf-
+    configuration: str  # the match of what every guest may say to get its address
+    colon: bool  # whether its addresses have one
+
+
+TOOLS = (
+    Tool("iptables", "call-iptables", DHCP, colon=False),
+    Tool("ip6tables", "call-ip6tables", "-p ipv6-icmp", colon=True),
+)
+
+
+class Forward:
+    """FORWARD of this network namespace."""
+
+    __slots__ = ("_locks", "_programs")
+
+    def __init__(self, programs: Programs, locks: Locks) -> None:
+        self._programs = programs
+        self._locks = locks
+
+    def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:
+        for tool in TOOLS:
+            ours = [word for word in words if (":" in word) == tool.colon]
+            wanted = list(rules(tool, link, ours, limited=bool(words)))
+            if tool.colon and not ours:
+                wanted = []  # as stock: IPv6 is the administrator's
+            self._replace(tool, link, wanted, deadline)
+
+    def unaccept(self, link: str, deadline: Deadline) -> None:
+        for tool in TOOLS:
+            self._replace(tool, link, [], deadline)
+
+    def _replace(self, tool: Tool, link: str, wanted: Sequence[str], deadline: Deadline) -> None:
+        if not is_on(tool, link):
+            return
+        if not NAME.fullmatch(link):
+            raise OSError(errno.EINVAL, "iptables cannot be told a link of this name", link)
+        with self._locks.hold(LOCK, deadline):
+            saved = self._saved(tool, deadline)
+            if saved is None:
+                return
+            old = [line for line in saved.splitlines() if is_ours(line, link)]
+            changes = [f"-D{line.removeprefix('-A')}" for line in old] + list(wanted)
+            if changes:
+                self._restore(tool, link, changes, deadline)
+
+    def _saved(self, tool: Tool, deadline: Deadline) -> str | None:
+        """The table as iptables-save writes it; None if there is no iptables that works."""
+        try:
+            finished = self._programs.run([f"{tool.name}-save", "-t", "filter"], deadline)
+        except FileNotFoundError:
+            return None
+        return os.fsdecode(finished.stdout) if finished.status == 0 else None
+
+    def _restore(self, tool: Tool, link: str, changes: Sequence[str], deadline: Deadline) -> None:
+        text = "\n".join(["*filter", *changes, "COMMIT", ""])
+        seconds = str(max(1, int(deadline.remaining())))
+        with open(os.memfd_create("xen-hotplug"), "wb", buffering=0) as file:
+            file.write(os.fsencode(text))
+            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+            argv = [f"{tool.name}-restore", "--noflush", "--wait", seconds, path]
+            finished = self._programs.run(argv, deadline)
+        if finished.status != 0:
+            said = " ".join(os.fsdecode(finished.stderr).split())
+            raise OSError(
+                errno.EIO, f"{tool.name} refuses the rules of its bridge port: {said}", link
+            )
+
+
+def is_on(tool: Tool, link: str) -> bool:
+    """Whether this family's iptables sees what goes over bridges, or over the link's."""
+    own = f"{BRIDGE_OF.format(link)}/nf_{tool.switch.replace('-', '_')}"
+    return is_one(f"{BRIDGE_NETFILTER}/bridge-nf-{tool.switch}") or (
+        os.path.exists(BRIDGE_NETFILTER) and is_one(own)
+    )
+
+
+def is_one(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read().strip() == b"1"
+    except OSError:
+        return False  # no bridge netfilter, or no port of a bridge
+
+
+def tag(link: str) -> str:
+    return f"xen-hotplug {link}"
+
+
+def is_ours(line: str, link: str) -> bool:
+    """Whether a line of iptables-save is a rule of a link's; quotes in others' are escaped."""
+    return line.startswith("-A FORWARD ") and f'--comment "{tag(link)}"' in line
+
+
+def rules(tool: Tool, link: str, words: Sequence[str], *, limited: bool) -> Iterator[str]:
+    matches = [f"-s {word}" for word in dict.fromkeys(words)]
+    matches += [tool.configuration] if limited else [""]
+    port = f'-m comment --comment "{tag(link)}" -j ACCEPT'
+    for match in matches:
+        yield f"-I FORWARD -m physdev --physdev-is-bridged --physdev-in {link} {match} {port}"
+    yield f"-I FORWARD -m physdev --physdev-is-bridged --physdev-out {link} {port}"

@@ -1,0 +1,213 @@
+"""NETLINK_NETFILTER: what nf_tables and conntrack are told and asked, apart from its meaning.
+
+- A message is a netlink header, struct nfgenmsg and attributes. Numbers in the attributes are
+  big-endian, unlike in those of other kinds of netlink.
+- A batch is one transaction: all of it is done or nothing. The kernel works it off within
+  sendmsg(), so every answer is there when that returns. It goes on after a refusal, to tell of all
+  of them, and then undoes everything (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c).
+- What fails only at the end of the batch is told for its first message.
+
+linux/netfilter/nfnetlink.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hotplug.kernel import genetlink
+from hotplug.kernel import nft_abi as abi
+from hotplug.kernel.genetlink import attribute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from socket import socket as Socket  # noqa: N812 - the module of that name is imported late
+
+NETLINK_NETFILTER = 12
+SOL_NETLINK = 270
+NETLINK_CAP_ACK = 10  # a refusal comes without a copy of what was refused
+NLM_F_DUMP_INTR = 0x10
+NLM_F_NONREC = 0x100  # of a delete: not what is in it
+NLM_F_DUMP = 0x300  # of a get
+NLM_F_CREATE = 0x400  # of a new
+NLMSG_DONE = 3
+GENERIC = struct.Struct(">BBH")  # struct nfgenmsg: family, version, resource; big-endian
+MAX_ANSWER = 65536  # bytes; the kernel sends at most 32 KiB at a time
+ROW = 100  # messages sent at once, so that the refusals of all fit into the socket's buffer
+ATTEMPTS = 10  # of a listing that somebody changes meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is to be done, to be put into a batch or sent alone."""
+
+    subsystem: int
+    kind: int  # of the subsystem's messages
+    family: int
+    body: bytes
+    flags: int = 0
+
+
+def be16(type_: int, value: int) -> bytes:
+    return attribute(type_, value.to_bytes(2, "big"))
+
+
+def be32(type_: int, value: int) -> bytes:
+    return attribute(type_, value.to_bytes(4, "big", signed=value < 0))
+
+
+def packed(message: Message, sequence: int) -> bytes:
+    return _packed(
+        message.subsystem << 8 | message.kind, message.flags, sequence, message.family, message.body
+    )
+
+
+def _packed(
+    kind: int, flags: int, sequence: int, family: int, body: bytes = b"", resource: int = 0
+) -> bytes:
+    length = genetlink.MESSAGE.size + GENERIC.size + len(body)
+    header = genetlink.MESSAGE.pack(length, kind, genetlink.NLM_F_REQUEST | flags, sequence, 0)
+    return header + GENERIC.pack(family, 0, resource) + body
+
+
+def batch(messages: Sequence[Message], first: int) -> bytes:
+    """Messages as one transaction, numbered from ``first``; only the last one is acknowledged."""
+    *others, last = messages
+    last = replace(last, flags=last.flags | genetlink.NLM_F_ACK)
+    inner = [packed(message, first + 1 + i) for i, message in enumerate([*others, last])]
+    resource = last.subsystem
+    begin = _packed(abi.NFNL_MSG_BATCH_BEGIN, 0, first, 0, resource=resource)
+    end = _packed(abi.NFNL_MSG_BATCH_END, 0, first + len(messages) + 1, 0, resource=resource)
+    return b"".join([begin, *inner, end])
+
+
+class Channel:
+    """A way to ask netfilter, of the network namespace of its first use. For several threads.
+
+    It stays open: to close it waits until the kernel has freed what was deleted, which takes 10 ms
+    and more (nft_rcv_nl_event, net/netfilter/nf_tables_api.c).
+    """
+
+    __slots__ = ("_mutex", "_sequence", "_socket")
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._socket: Socket | None = None
+        self._sequence = 0
+
+    def close(self) -> None:
+        with self._mutex:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    def commit(self, messages: Sequence[Message]) -> dict[int, int]:
+        """Do all of it or nothing. Which messages were refused, with errnos; none: it is done."""
+        with self._mutex:
+            first = self._send(batch(messages, self._sequence), len(messages) + 2)
+            answers = dict(self._errors(first))
+        if first in answers:
+            raise OSError(answers[first], os.strerror(answers[first]))
+        if not answers:
+            raise OSError(errno.EIO, "the kernel did not answer a transaction of netfilter")
+        return {sequence - first - 1: code for sequence, code in answers.items() if code}
+
+    def tell(self, messages: Sequence[Message]) -> set[int]:
+        """Do each by itself. The errnos of those that were refused."""
+        refused: set[int] = set()
+        for start in range(0, len(messages), ROW):
+            row = messages[start : start + ROW]
+            with self._mutex:
+                data = b"".join(packed(message, self._sequence) for message in row)
+                refused |= {code for _, code in self._errors(self._send(data, 1))}
+        return refused
+
+    def ask(self, message: Message) -> list[bytes]:
+        """The attributes of all that is answered. OSError if the kernel refuses."""
+        for _ in range(ATTEMPTS):
+            with self._mutex:
+                found = self._ask(message)
+            if found is not None:
+                return found
+        raise OSError(errno.EINTR, "a listing of netfilter was changed by others again and again")
+
+    def _ask(self, message: Message) -> list[bytes] | None:
+        """None if the listing is of before and after a change."""
+        found: list[bytes] = []
+        whole = True
+        acknowledged = replace(message, flags=message.flags | genetlink.NLM_F_ACK)
+        first = self._send(packed(acknowledged, self._sequence), 1)
+        while True:
+            for type_, flags, sequence, payload in messages_in(self._receive(genetlink.SECONDS)):
+                if sequence != first:
+                    continue  # of an earlier question, that was given up
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if type_ in (genetlink.NLMSG_ERROR, NLMSG_DONE):
+                    (code,) = genetlink.ERROR.unpack_from(payload)
+                    if code:
+                        raise OSError(-code, os.strerror(-code))
+                    return found if whole else None
+                found.append(payload[GENERIC.size :])
+
+    def _errors(self, first: int) -> Iterator[tuple[int, int]]:
+        """Sequence and errno of all that was answered since; 0 is an acknowledgement."""
+        while True:
+            try:
+                data = self._receive(0)
+            except BlockingIOError:
+                return
+            for type_, _, sequence, payload in messages_in(data):
+                if type_ == genetlink.NLMSG_ERROR and sequence >= first:
+                    (code,) = genetlink.ERROR.unpack_from(payload)
+                    yield sequence, -code
+
+    def _receive(self, seconds: float) -> bytes:
+        assert self._socket is not None  # noqa: S101 - something was sent, for the type checker
+        self._socket.settimeout(seconds)
+        return self._socket.recv(MAX_ANSWER)
+
+    def _send(self, data: bytes, numbers: int) -> int:
+        """Send what has so many sequence numbers; the first of them."""
+        if self._socket is None:
+            self._socket = connection()
+        first = self._sequence
+        self._sequence += numbers
+        self._socket.settimeout(genetlink.SECONDS)
+        self._socket.send(data)
+        return first
+
+
+def each(data: bytes) -> Iterator[bytes]:
+    """The contents of attributes in a row, whatever their types."""
+    while len(data) >= genetlink.ATTRIBUTE.size:
+        length, _ = genetlink.ATTRIBUTE.unpack_from(data)
+        if length < genetlink.ATTRIBUTE.size:
+            return
+        yield data[genetlink.ATTRIBUTE.size : length]
+        data = data[length + -length % 4 :]
+
+
+def messages_in(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence and payload of the messages in a datagram."""
+    while len(data) >= genetlink.MESSAGE.size:
+        length, type_, flags, sequence, _ = genetlink.MESSAGE.unpack_from(data)
+        if length < genetlink.MESSAGE.size:
+            return
+        yield type_, flags, sequence, data[genetlink.MESSAGE.size : length]
+        data = data[length + -length % 4 :]
+
+
+def connection() -> Socket:
+    import socket  # noqa: PLC0415 - costs milliseconds, and disks do not come here
+
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+    try:
+        made.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+    except BaseException:
+        made.close()
+        raise
+    return made

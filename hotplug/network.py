@@ -7,11 +7,11 @@ refuses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from hotplug.ports import Deadline
 
@@ -146,4 +146,33 @@ class Firewall(Protocol):
 
     def forget_connections(self, addresses: Sequence[str]) -> None:
         """Drop what conntrack knows of these addresses: another guest had them before."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPort:
+    """A port that Open vSwitch is to have, and what is to be said about it."""
+
+    name: str  # of the link
+    bridge: str
+    tag: int | None = None  # the VLAN of an access port
+    trunks: tuple[int, ...] = ()  # the VLANs of a trunk port, () all of them
+    external_ids: Mapping[str, str] = field(default_factory=dict)
+
+
+class Switch(Protocol):
+    """Open vSwitch."""
+
+    def add_port(self, port: SwitchPort, deadline: Deadline) -> None:
+        """Have this port, and no other of its name, and wait until it works.
+
+        OSError if it comes to nothing; the port may be there even so.
+        """
+        ...
+
+    def delete_port(self, name: str, mac: str = "") -> None:
+        """Forget a port that was added for this MAC, or for any; it takes some seconds at most.
+
+        One that is not there is fine. One that nobody added for a guest is left alone.
+        """
         ...

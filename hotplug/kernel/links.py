@@ -20,6 +20,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from hotplug.kernel import bridge_vlan
 from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.network import Address, Change, Link, Route
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from hotplug.kernel.rtnetlink import Rtnetlink
+    from hotplug.network import Vlan
     from hotplug.ports import Deadline
 
 APPEAR = 10.0  # seconds for the backend driver to make its link, as libxl waits for the driver
@@ -191,6 +193,11 @@ class KernelLinks:
     def proxy_arp(self, link: Link) -> None:
         with open(f"/proc/sys/net/ipv4/conf/{link.name}/proxy_arp", "wb", buffering=0) as file:
             file.write(b"1")
+
+    def set_vlans(self, port: Link, bridge: Link, vlans: Sequence[Vlan]) -> None:
+        bridge_vlan.refuse_unfiltered(self._kernel, bridge)
+        with named(port):
+            bridge_vlan.put(self._kernel, port, vlans)
 
     def close(self) -> None:
         if self._channel is not None:

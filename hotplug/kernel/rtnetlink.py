@@ -36,6 +36,7 @@ from hotplug.kernel.rtnetlink_abi import (
     NLMSG_DONE,
     NLMSG_ERROR,
     RTM_DELADDR,
+    RTM_DELLINK,
     RTM_DELROUTE,
     RTM_GETADDR,
     RTM_GETLINK,
@@ -44,6 +45,7 @@ from hotplug.kernel.rtnetlink_abi import (
     RTM_NEWLINK,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
+    RTM_SETLINK,
     SOL_NETLINK,
 )
 
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 MESSAGES: Mapping[int, Any] = {
-    **dict.fromkeys((RTM_NEWLINK, RTM_GETLINK), ifinfmsg),
+    **dict.fromkeys((RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK), ifinfmsg),
     **dict.fromkeys((RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR), ifaddrmsg),
     **dict.fromkeys((RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE), rtmsg),
     RTM_NEWNEIGH: ndmsg,

@@ -1,0 +1,96 @@
+"""What the kernel is told of a port's VLANs, byte by byte: linux/if_bridge.h, linux/rtnetlink.h."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotplug.kernel import bridge_vlan
+from hotplug.kernel import rtnetlink_abi as rt
+from hotplug.kernel.rtnetlink import encode
+from hotplug.network import Link, Vlan
+
+PORT = Link(7, "vif1.0", "", "fe:ff:ff:ff:ff:ff", 1500, False, 3)
+PVID, UNTAGGED, BEGIN, END = 2, 4, 8, 16
+
+
+class Recorder:
+    """Takes requests and keeps their bytes."""
+
+    def __init__(self):
+        self.sent = []
+
+    def change(self, kind, fields, attributes=(), flags=0):
+        self.sent.append(encode(kind, flags, 1, fields, attributes))
+
+
+def sent(*vlans):
+    recorder = Recorder()
+    bridge_vlan.put(recorder, PORT, vlans)
+    return recorder.sent
+
+
+def request(kind, *entries):
+    infos = b"".join(struct.pack("=HHHH", 8, 2, *entry) for entry in entries)
+    spec = struct.pack("=HH", 4 + len(infos), 26) + infos
+    body = struct.pack("=BxHiII", 7, 0, 7, 0, 0) + spec
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 1, 0) + body
+
+
+def without_port_number(message):
+    """The sender's number in the header is pyroute2's business, and none of the kernel's."""
+    return message[:12] + bytes(4) + message[16:]
+
+
+@pytest.mark.parametrize(
+    ("vlans", "deleted", "added"),
+    [
+        (
+            [Vlan(10, 10, pvid=True, untagged=True)],
+            [(BEGIN, 1), (END, 9), (BEGIN, 11), (END, 4094)],
+            [(PVID | UNTAGGED, 10)],
+        ),
+        (
+            [Vlan(1, 1, pvid=True, untagged=True), Vlan(3, 5), Vlan(4094, 4094, untagged=True)],
+            [(0, 2), (BEGIN, 6), (END, 4093)],
+            [(PVID | UNTAGGED, 1), (BEGIN, 3), (END, 5), (UNTAGGED, 4094)],
+        ),
+        (
+            [Vlan(20, 30, untagged=True)],
+            [(BEGIN, 1), (END, 19), (BEGIN, 31), (END, 4094)],
+            [(BEGIN | UNTAGGED, 20), (END | UNTAGGED, 30)],
+        ),
+    ],
+)
+def test_all_others_are_deleted_then_these_are_added(vlans, deleted, added):
+    expected = [request(17, *deleted), request(19, *added)]
+    assert [without_port_number(message) for message in sent(*vlans)] == expected
+
+
+def test_all_vlans_leave_nothing_to_delete():
+    first, second = Vlan(1, 1, pvid=True, untagged=True), Vlan(2, 4094)
+    expected = request(19, (PVID | UNTAGGED, 1), (BEGIN, 2), (END, 4094))
+    assert [without_port_number(message) for message in sent(first, second)] == [expected]
+
+
+def numbers(entries):
+    found, begin = [], 0
+    for flags, number in entries:
+        if flags & rt.BRIDGE_VLAN_INFO_RANGE_BEGIN:
+            begin = number
+        elif flags & rt.BRIDGE_VLAN_INFO_RANGE_END:
+            found += range(begin, number + 1)
+        else:
+            found.append(number)
+    return found
+
+
+@given(st.sets(st.integers(1, 4094), min_size=2, max_size=20).map(sorted))
+def test_every_vlan_is_added_or_deleted(bounds):
+    vlans = [Vlan(*pair) for pair in zip(bounds[::2], bounds[1::2], strict=False)]
+    added, deleted = numbers(bridge_vlan.wanted(vlans)), numbers(bridge_vlan.gaps(vlans))
+    assert added == [n for vlan in vlans for n in range(vlan.first, vlan.last + 1)]
+    assert sorted(added + deleted) == list(range(1, 4095))

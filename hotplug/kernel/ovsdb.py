@@ -141,14 +141,18 @@ class Session:
 
     def _next(self) -> dict[str, Any]:
         while True:
-            with contextlib.suppress(json.JSONDecodeError):  # the rest has not come yet
-                message, end = json.JSONDecoder().raw_decode(self._pending)
-                self._pending = self._pending[end:].lstrip()
-                if isinstance(message, dict):
-                    return message
+            self._pending = self._pending.lstrip()
             if len(self._pending) > MAX_MESSAGE or self._pending[:1] not in ("", "{"):
                 raise OSError(errno.EPROTO, "what answers there is no ovsdb-server")
-            self._pending = (self._pending + self._decoder.decode(self._read())).lstrip()
+            try:
+                message, end = json.JSONDecoder().raw_decode(self._pending)
+            except json.JSONDecodeError:  # the rest has not come yet
+                self._pending += self._decoder.decode(self._read())
+            except RecursionError:
+                raise OSError(errno.EPROTO, "what answers there is no ovsdb-server") from None
+            else:
+                self._pending = self._pending[end:]
+                return dict(message)
 
     def _read(self) -> bytes:
         while not self._poll.poll(1000 * self._patience.slice()):

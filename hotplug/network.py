@@ -111,6 +111,13 @@ class Links(Protocol):
         """Answer for other hosts on this link: net.ipv4.conf.LINK.proxy_arp."""
         ...
 
+    def set_vlans(self, port: Link, bridge: Link, vlans: Sequence[Vlan]) -> None:
+        """Exactly these VLANs on a bridge's port, in ascending order.
+
+        OSError EOPNOTSUPP, with the bridge's name, if it or the kernel does not know VLANs.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Allowance:

@@ -210,6 +210,7 @@ class World:
             "loops": None,
             "nbd": None,
             "links": None,
+            "switch": None,
             "paths": self.paths,
             "locks": FakeLocks(self.life),
             "programs": FakePrograms(self.folder, self.life, self.absent, self.others),

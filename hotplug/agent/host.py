@@ -21,6 +21,7 @@ from hotplug.kernel.lockfile import LockFiles
 from hotplug.kernel.loop import KernelLoops
 from hotplug.kernel.mounts import KernelMounts
 from hotplug.kernel.nbd import KernelNbd
+from hotplug.kernel.openvswitch import OpenVSwitch
 from hotplug.kernel.programs import HostPrograms
 from hotplug.ports import Host
 
@@ -80,6 +81,7 @@ def assemble(config: Config, *, watch: bool) -> Parts:
         programs=HostPrograms(),
         nbd=KernelNbd(),
         links=KernelLinks(),
+        switch=OpenVSwitch(),
         config=config,
         deadline=EventDeadline(config.deadline),
         instance=instance(config.rundir),

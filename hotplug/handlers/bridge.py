@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import hooks, vif
+from hotplug.handlers import hooks, vif, vlan
 from hotplug.network import PORT_MAC, Change
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def set_up(
     host: Host, card: Vif, link: Link, bridge: Link, entry: Entry, undo: ExitStack
 ) -> int | None:
     """Everything but the news of success. Returns the MTU that was set, None if none was."""
+    vlans = vlan.parse(f"{card.device}/vlan", card.vlan) if card.vlan else ()
     if link.up:  # it may be renamed only while it is down; and its filters come first
         host.links.change(link, Change(up=False))
     vif.remember(entry, card, link, SCRIPT)
@@ -104,11 +105,14 @@ def set_up(
         mac=PORT_MAC if link.mac != PORT_MAC else None,
         mtu=mtu if mtu != link.mtu else None,
         master=bridge.index if link.master != bridge.index else None,
-        up=True,
+        up=None if vlans else True,
     )
     host.deadline.stage(f"making {card.name} a port of {bridge.name}")
     try:
         now = vif.change(host, link, wish, optional=("mac", "mtu"))
+        if vlans:
+            host.links.set_vlans(link, bridge, vlans)
+            host.links.change(link, Change(up=True))
     except OSError as error:
         raise HotplugError(
             f"{card.name} cannot be made a port of {bridge.name}: {error.strerror}"

@@ -19,7 +19,7 @@ from hotplug.ports import Host
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hotplug.handlers import bridge
+    from hotplug.handlers import bridge, openvswitch
     from hotplug.ports import Entry
 
 Handler: TypeAlias = Callable[[Host, Event], None]
@@ -44,6 +44,7 @@ DISK_SCRIPTS = frozenset(
 # Scripts for network cards, and the module for each.
 CARD_SCRIPTS = {
     "vif-bridge": "bridge",
+    "vif-openvswitch": "openvswitch",
 }
 
 SCRIPTS = DISK_SCRIPTS | CARD_SCRIPTS.keys()
@@ -66,7 +67,7 @@ class CardScript(Protocol):
 
 
 if TYPE_CHECKING:
-    CHECKED: tuple[CardScript, ...] = (bridge,)
+    CHECKED: tuple[CardScript, ...] = (bridge, openvswitch)
 
 
 def card_script(name: str) -> CardScript:

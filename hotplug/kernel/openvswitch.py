@@ -4,6 +4,8 @@ Facts that are not obvious (Open vSwitch 3.1, vswitch.ovsschema, vswitchd/bridge
 
 - A port is there because a bridge's ``ports`` has it; one that no bridge has is collected, with
   its interface, at the end of the transaction. So a port moves by being taken and put in one.
+- Once a port is gone ovs-vswitchd gives its link back the flags that it had found, IFF_UP among
+  them. So whoever takes a link down afterwards has to wait for that.
 - ovs-vswitchd does what the database says in its own time. It sets ``cur_cfg`` to the ``next_cfg``
   that it has done, and leaves a sentence in an interface's ``error`` if the port cannot work.
 - A bridge has a port of its own name, without which it does not work. A "fake bridge" is a port
@@ -13,6 +15,7 @@ Facts that are not obvious (Open vSwitch 3.1, vswitch.ovsschema, vswitchd/bridge
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SECONDS = 25.0  # for a port to work: what is left of an event's 35 is for telling what went wrong
-DELETE_SECONDS = 4.0  # nobody waits for ovs-vswitchd here; libxl kills a script after 40
+DELETE_SECONDS = 4.0  # libxl kills a script after 40
 TRIES = 8  # others change the same rows now and then; each try is two round trips
 MARK = "attached-mac"  # the external id that tells a guest's port from one of the host
 
@@ -66,7 +69,9 @@ class OpenVSwitch:
 
     def delete_port(self, name: str, mac: str = "") -> None:
         with connected(self._path, None, DELETE_SECONDS) as session:
-            until_fresh(lambda: delete(session, name, mac), name)
+            goal = until_fresh(lambda: delete(session, name, mac), name)
+            with contextlib.suppress(TimeoutError):  # it is written, and will be done some day
+                wait_until_done(session, goal)
 
 
 def until_fresh(change: Callable[[], T], name: str) -> T:
@@ -97,10 +102,18 @@ def add(session: Session, port: SwitchPort) -> int:
         tag = values(fake["tag"])[0] if port.tag is None else port.tag
     else:
         raise OSError(errno.ENODEV, "Open vSwitch has no bridge of this name", port.bridge)
-    *_, answer = session.transact(
+    return commit(
+        session,
         wait("Bridge", bridge, "!=", []),
         *taking(port.name, ports["rows"]),
         *putting(port, bridge, tag),
+    )
+
+
+def commit(session: Session, *operations: Operation) -> int:
+    """Change the configuration; the number that it has then."""
+    *_, answer = session.transact(
+        *operations,
         mutate("Open_vSwitch", [], "next_cfg", "+=", 1),
         select("Open_vSwitch", [], "next_cfg"),
     )
@@ -131,7 +144,8 @@ def putting(port: SwitchPort, bridge: list[Any], tag: int | None) -> list[Operat
     ]
 
 
-def delete(session: Session, name: str, mac: str) -> None:
+def delete(session: Session, name: str, mac: str) -> int:
+    """Take the port from its bridge; as for ``add``."""
     bridges, ports, interfaces = session.transact(
         select("Bridge", named_so(name), "_uuid"),
         select("Port", [*named_so(name), ["fake_bridge", "==", False]], "_uuid"),
@@ -140,7 +154,8 @@ def delete(session: Session, name: str, mac: str) -> None:
     marks = [dict(row["external_ids"][1]).get(MARK) for row in interfaces["rows"]]
     is_guests = any(mark is not None and text(mac) in ("", mark) for mark in marks)
     if ports["rows"] and is_guests and not bridges["rows"]:
-        session.transact(*taking(name, ports["rows"]))
+        return commit(session, *taking(name, ports["rows"]))
+    return 0
 
 
 def wait_until_done(session: Session, goal: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.lines import K_CARD
+from harness.lines import F_CARD, K_CARD
 from harness.outcomes import assert_refused
 
 PORT_MAC = "fe:ff:ff:ff:ff:ff"
@@ -44,3 +44,23 @@ def test_bridge_missing_online(card_runner, card):
     """99: absent bridge: status error, text contains its name."""
     backend = card(bridge="nobridge")
     assert_refused(backend, card_runner.online(backend), "nobridge")
+
+
+@F_CARD
+def test_vlans_of_no_sense_are_refused(card_runner, net, card):
+    """The key is named, and the link is left as it was (D59)."""
+    backend = card(vlan="10/20")
+    net.ip("link", "set", backend.link, "up")
+    result = card_runner.online(backend)
+    assert_refused(backend, result, f"{backend.relative}/vlan is '10/20', which has no PVID")
+    assert "UP" in net.links()[backend.link]["flags"]
+
+
+@F_CARD
+def test_vlans_need_a_bridge_that_heeds_them(card_runner, net, card):
+    """A guest that shall be in a VLAN never gets onto the bridge without one (D59)."""
+    backend = card(vlan="10")
+    assert_refused(backend, card_runner.online(backend), backend.link, "VLANs")
+    found = net.links()[backend.link]
+    assert "master" not in found
+    assert "UP" not in found["flags"]

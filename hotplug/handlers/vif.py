@@ -288,7 +288,7 @@ def best_effort(problems: list[str]) -> Iterator[None]:
         raise
     except HotplugError as error:
         problems.append(str(error))
-    except ConnectionError:
-        raise
     except OSError as error:
+        if isinstance(error, ConnectionError) and error.filename is None:
+            raise  # the store is lost, and with it all we know
         problems.append(f"{os.fsdecode(error.filename or '')}: {error.strerror or error}")

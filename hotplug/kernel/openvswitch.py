@@ -86,13 +86,15 @@ def until_fresh(change: Callable[[], T], name: str) -> T:
 
 def add(session: Session, port: SwitchPort) -> int:
     """Put the port into its bridge; the configuration's number, to wait for."""
-    own, bridges, fakes, ports = session.transact(
+    is_fake = ["fake_bridge", "==", True]
+    own, own_fakes, bridges, fakes, ports = session.transact(
         select("Bridge", named_so(port.name), "_uuid"),
+        select("Port", [*named_so(port.name), is_fake], "_uuid"),
         select("Bridge", named_so(port.bridge), "_uuid"),
-        select("Port", [*named_so(port.bridge), ["fake_bridge", "==", True]], "_uuid", "tag"),
+        select("Port", [*named_so(port.bridge), is_fake], "_uuid", "tag"),
         select("Port", named_so(port.name), "_uuid"),
     )
-    if own["rows"]:
+    if own["rows"] or own_fakes["rows"]:
         raise OSError(errno.EEXIST, "a bridge of Open vSwitch has this name", port.name)
     if bridges["rows"]:
         bridge, tag = named_so(port.bridge), port.tag

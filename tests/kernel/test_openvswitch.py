@@ -136,6 +136,8 @@ def test_a_fake_bridge_stands_for_a_vlan(switch):
     assert switch.ports("vlan7") == ["v0"]
     assert switch.port("v0") == ([7], [])
     delete(switch, "vlan7")
+    with pytest.raises(FileExistsError, match="a bridge of Open vSwitch has this name"):
+        add(switch, "vlan7")
     assert switch.vsctl("br-to-parent", "vlan7") == "ovs0"
     switch.vsctl("del-br", "vlan7")
 
@@ -202,6 +204,25 @@ def test_many_at_once(switch):
         thread.join()
     assert problems == []
     assert switch.ports("ovs0") == ["v0", "v1", "v2", "v3"]
+
+
+def test_one_port_from_two_sides(switch):
+    problems = []
+
+    def work(bridge):
+        try:
+            for _ in range(5):
+                add(switch, bridge=bridge)
+        except OSError as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(bridge,)) for bridge in ("ovs0", "ovs1")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert sorted(switch.ports("ovs0") + switch.ports("ovs1")) == ["v0"]
 
 
 def test_vlans_are_kept_apart(switch, namespace):

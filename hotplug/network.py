@@ -143,12 +143,16 @@ class Firewall(Protocol):
         """Names of the links that are guarded."""
         ...
 
+    def forwards(self, link: str) -> bool:
+        """Whether iptables sees what goes over the bridge of this port."""
+        ...
+
     def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:
-        """The stock scripts' rules in iptables' FORWARD, where they have an effect at all."""
+        """The stock scripts' rules in iptables' FORWARD, where it sees the link's packets."""
         ...
 
     def unaccept(self, link: str, deadline: Deadline) -> None:
-        """Remove all of these that are a link's, however many."""
+        """Remove all of these that are a link's, however many, if it is a port or not any more."""
         ...
 
     def forget_connections(self, addresses: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hotplug.config import Config
     from hotplug.events import Device
     from hotplug.nbd import Nbd
-    from hotplug.network import Links, Switch
+    from hotplug.network import Firewall, Links, Switch
 
 T = TypeVar("T")
 
@@ -335,6 +335,7 @@ class Host:
     programs: Programs
     nbd: Nbd
     links: Links
+    firewall: Firewall
     switch: Switch
     config: Config
     deadline: Deadline

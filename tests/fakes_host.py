@@ -22,6 +22,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fakes_network import FakeFirewall
 from fakes_store import FakeStore
 
 from hotplug.agent.deadline import EventDeadline
@@ -210,6 +211,7 @@ class World:
             "loops": None,
             "nbd": None,
             "links": None,
+            "firewall": FakeFirewall(),
             "switch": None,
             "paths": self.paths,
             "locks": FakeLocks(self.life),

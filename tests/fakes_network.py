@@ -20,6 +20,7 @@ class FakeFirewall(Failing):
         self.guards = {}
         self.accepted = {}
         self.forgotten = []
+        self.filters_bridges = True
 
     def guard(self, link, allowance):
         self._called("guard", link, allowance)
@@ -32,6 +33,11 @@ class FakeFirewall(Failing):
     def guarded(self):
         self._called("guarded")
         return sorted(self.guards)
+
+    def forwards(self, link):
+        self._called("forwards", link)
+        checked(link)
+        return self.filters_bridges
 
     def accept(self, link, words, deadline):
         self._called("accept", link, tuple(words))

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import hooks, vif, vlan
+from hotplug.handlers import filters, hooks, vif, vlan
 from hotplug.network import PORT_MAC, Change
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def offline(host: Host, event: Event) -> None:
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
-    """What outlives the link itself."""
+    """What outlives the link itself: its filters."""
+    filters.remove(host, entry, role, problems)
 
 
 def bridge_of(host: Host, card: Vif) -> Link:
@@ -94,9 +95,10 @@ def set_up(
 ) -> int | None:
     """Everything but the news of success. Returns the MTU that was set, None if none was."""
     vlans = vlan.parse(f"{card.device}/vlan", card.vlan) if card.vlan else ()
+    allowed = filters.allowance(host, card)
     if link.up:  # it may be renamed only while it is down; and its filters come first
         host.links.change(link, Change(up=False))
-    vif.remember(entry, card, link, SCRIPT)
+    vif.remember(entry, card, link, SCRIPT, **filters.facts(allowed))
     undo.callback(take_back, host, card, link, entry)
     host.links.flush_addresses(link)
     mtu = wanted_mtu(card, bridge)
@@ -105,18 +107,21 @@ def set_up(
         mac=PORT_MAC if link.mac != PORT_MAC else None,
         mtu=mtu if mtu != link.mtu else None,
         master=bridge.index if link.master != bridge.index else None,
-        up=None if vlans else True,
+        up=None if vlans or allowed else True,
     )
     host.deadline.stage(f"making {card.name} a port of {bridge.name}")
     try:
         now = vif.change(host, link, wish, optional=("mac", "mtu"))
         if vlans:
             host.links.set_vlans(link, bridge, vlans)
+        filters.guard(host, card, allowed)
+        if vlans or allowed:
             host.links.change(link, Change(up=True))
     except OSError as error:
         raise HotplugError(
             f"{card.name} cannot be made a port of {bridge.name}: {error.strerror}"
         ) from error
+    filters.accept(host, card, link, entry, SCRIPT)
     if mtu is None or (now is not link and now.mtu != mtu):
         return None
     return mtu

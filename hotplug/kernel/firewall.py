@@ -44,6 +44,10 @@ class KernelFirewall:
         """Names of the links that are guarded."""
         return self._guards.guarded()
 
+    def forwards(self, link: str) -> bool:
+        """Whether iptables sees what goes over the bridge of this port."""
+        return self._forward.sees(checked(link))
+
     def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:
         """The stock scripts' rules in iptables' FORWARD, where they have an effect at all."""
         self._forward.accept(checked(link), words, deadline)

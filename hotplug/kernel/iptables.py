@@ -59,21 +59,25 @@ class Forward:
         self._programs = programs
         self._locks = locks
 
+    def sees(self, link: str) -> bool:
+        """Whether what goes over a port's bridge comes to one of the families."""
+        return any(is_on(tool, link) for tool in TOOLS)
+
     def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:
         for tool in TOOLS:
             ours = [word for word in words if (":" in word) == tool.colon]
             wanted = list(rules(tool, link, ours, limited=bool(words)))
             if tool.colon and not ours:
                 wanted = []  # as stock: IPv6 is the administrator's
-            self._replace(tool, link, wanted, deadline)
+            if is_on(tool, link):
+                self._replace(tool, link, wanted, deadline)
 
     def unaccept(self, link: str, deadline: Deadline) -> None:
-        for tool in TOOLS:
+        """The link may be no port any more, and bridge netfilter have been switched off."""
+        for tool in TOOLS if os.path.exists(BRIDGE_NETFILTER) else ():
             self._replace(tool, link, [], deadline)
 
     def _replace(self, tool: Tool, link: str, wanted: Sequence[str], deadline: Deadline) -> None:
-        if not is_on(tool, link):
-            return
         if not NAME.fullmatch(link):
             raise OSError(errno.EINVAL, "iptables cannot be told a link of this name", link)
         with self._locks.hold(LOCK, deadline):

@@ -17,7 +17,7 @@ from hotplug.network import Allowance
 TIME = FakeDeadline(30.0)
 MAC = "00:16:3e:01:02:03"
 ALLOWANCE = Allowance(MAC, ("10.0.0.2", "10.1.0.0/16", "2001:db8::2"))
-METHODS = ("guard", "unguard", "guarded", "accept", "unaccept", "forget_connections")
+METHODS = ("guard", "unguard", "guarded", "forwards", "accept", "unaccept", "forget_connections")
 
 
 class Inside:
@@ -100,6 +100,7 @@ def test_names_that_no_link_can_have(firewall, name):
     calls = (
         ("guard", name, ALLOWANCE),
         ("unguard", name),
+        ("forwards", name),
         ("accept", name, (), TIME),
         ("unaccept", name, TIME),
     )

@@ -167,11 +167,20 @@ def test_nothing_is_run_where_bridge_netfilter_is_off(lan, host):
     lan.bridge_netfilter(on=False)
     try:
         host.accept(OWN, OWN6)
-        host.unaccept()
     finally:
         lan.bridge_netfilter(on=True)
     assert host.programs.calls == []
     assert host.locks.calls == []
+
+
+def test_rules_go_where_bridge_netfilter_was_switched_off_meanwhile(lan, host):
+    host.accept(OWN)
+    lan.bridge_netfilter(on=False)
+    try:
+        host.unaccept()
+    finally:
+        lan.bridge_netfilter(on=True)
+    assert host.rules() == []
 
 
 def test_refused_rules_say_why(host):

@@ -9,9 +9,9 @@ import time
 
 import pytest
 from harness import openvswitch
-from harness.wires import SILENCE, Frame, wire
 from harness.locks import wait_until
 from harness.netns import netns
+from harness.wires import SILENCE, Frame, wire
 
 from hotplug.agent.deadline import EventDeadline
 from hotplug.errors import AbandonedError

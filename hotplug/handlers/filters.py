@@ -1,0 +1,70 @@
+"""What a card's guest may send: from the card's keys to the firewall, and back.
+
+Two things: the guard, which drops what has an address that is not the guest's (antispoofing), and
+the stock scripts' rules in FORWARD, which accept what it sends on hosts that drop by default. A
+guard is there before the link goes up, and goes after it went down. Both outlive the link, so the
+journal knows them before they are made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hotplug.errors import HotplugError
+from hotplug.handlers import spoofing, vif
+
+if TYPE_CHECKING:
+    from hotplug.handlers.vif import Vif
+    from hotplug.network import Allowance, Link
+    from hotplug.ports import Entry, Host
+
+GUARDED, ACCEPTED = "guarded", "accepted"  # in the journal, of a link
+
+
+def allowance(host: Host, card: Vif, *, routed: bool = False) -> Allowance | None:
+    """What a card's guest is held to, None if to nothing. HotplugError if its keys are wrong."""
+    if host.config.antispoof == "never":
+        return None
+    words = spoofing.addresses(card.device.path, card.ip)
+    return spoofing.allowance(host.config, card.device.path, card.mac, words, routed=routed)
+
+
+def facts(allowed: Allowance | None) -> dict[str, int]:
+    """What the journal is to know before ``guard``."""
+    return {GUARDED: 1} if allowed is not None else {}
+
+
+def guard(host: Host, card: Vif, allowed: Allowance | None) -> None:
+    """Set the filter of a link, before it goes up.
+
+    Without an allowance too: a link of this name may have had one, and nobody took it back.
+    """
+    host.deadline.stage(f"setting the packet filter of {card.name}")
+    try:
+        if allowed is None:
+            host.firewall.unguard(card.name)
+            return
+        host.firewall.guard(card.name, allowed)
+        host.firewall.forget_connections(allowed.addresses)
+    except OSError as error:
+        raise HotplugError(f"{card.name}: {error.strerror or error}") from error
+
+
+def accept(host: Host, card: Vif, link: Link, entry: Entry, script: str) -> None:
+    """The stock rules, once the link is a bridge's port."""
+    if not host.firewall.forwards(card.name):
+        return
+    vif.remember(entry, card, link, script, **{ACCEPTED: 1})
+    host.deadline.stage(f"setting iptables' rules for {card.name}")
+    host.firewall.accept(card.name, card.ip, host.deadline)
+
+
+def remove(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
+    """All that the journal has of a link's filters, after the link went down."""
+    name = vif.remembered(entry, role)
+    if vif.remembered(entry, role, ACCEPTED):
+        with vif.best_effort(problems):
+            host.firewall.unaccept(name, host.deadline)
+    if vif.remembered(entry, role, GUARDED):
+        with vif.best_effort(problems):
+            host.firewall.unguard(name)

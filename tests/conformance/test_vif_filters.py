@@ -1,0 +1,68 @@
+"""Cards whose guests are held to their addresses: what the scripts leave in the packet filter.
+
+Whether packets are stopped is tested in tests/kernel, with real ones.
+"""
+
+from __future__ import annotations
+
+import json
+
+from harness.lines import F_CARD
+from harness.outcomes import assert_refused
+
+
+def guarded(net):
+    """The links in our tables, by nft itself."""
+    ruleset = json.loads(net.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
+    maps = [item["map"] for item in ruleset if "map" in item]
+    return {element[0] for found in maps for element in found.get("elem", ())}
+
+
+@F_CARD
+def test_a_card_with_addresses_is_guarded_until_it_goes(card_runner, net, card):
+    backend = card(ip="10.0.0.2 2001:db8::2")
+    assert card_runner.online(backend).status == 0
+    assert guarded(net) == {backend.link}
+    assert "UP" in net.links()[backend.link]["flags"]
+    assert card_runner.offline(backend).status == 0
+    assert guarded(net) == set()
+
+
+@F_CARD
+def test_a_card_without_addresses_is_not(card_runner, net, card):
+    backend = card()
+    assert card_runner.online(backend).status == 0
+    assert guarded(net) == set()
+
+
+@F_CARD
+def test_a_renamed_card_is_guarded_under_its_new_name(card_runner, net, card):
+    backend = card(ip="10.0.0.2", vifname="web")
+    assert card_runner.online(backend).status == 0
+    assert guarded(net) == {"web"}
+    assert card_runner.offline(backend).status == 0
+    assert guarded(net) == set()
+
+
+@F_CARD
+def test_an_address_that_is_none(card_runner, net, card):
+    backend = card(ip="10.0.0.2 router")
+    assert_refused(backend, card_runner.online(backend), "'router' is no IPv4 or IPv6 address")
+    assert guarded(net) == set()
+    assert "master" not in net.links()[backend.link]
+
+
+@F_CARD
+def test_a_card_without_a_mac_cannot_be_guarded(card_runner, net, card):
+    backend = card(ip="10.0.0.2", mac=None)
+    assert_refused(backend, card_runner.online(backend), f"{backend.relative}/mac")
+    assert guarded(net) == set()
+
+
+@F_CARD
+def test_what_a_former_link_of_this_name_had_goes(card_runner, net, card):
+    backend = card(ip="10.0.0.2")
+    assert card_runner.online(backend).status == 0
+    backend.write("ip", "")
+    assert card_runner.online(backend).status == 0
+    assert guarded(net) == set()

@@ -92,9 +92,9 @@ class Event:
 
 
 def parameters(arguments: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
-    """Arguments win over the environment; the first one is never a parameter."""
+    """Arguments win over the environment, and the last of a name over those before it."""
     found = {name: value for name, value in variables.items() if name in PARAMETERS}
-    for argument in arguments[1:]:
+    for argument in arguments:
         name, given, value = argument.partition("=")
         if given and name in PARAMETERS:
             found[name] = value

@@ -6,6 +6,7 @@ and from the process's own arguments and environment in a one-shot run.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from dataclasses import dataclass
@@ -25,7 +26,13 @@ TAP = re.compile(r"(?:vif|tap)(\d{1,5})\.(\d{1,10})(?:-emu)?")
 OF_VIF = (Action.ONLINE, Action.OFFLINE)
 OF_TAP = (Action.ADD, Action.REMOVE)
 
-PROBE = "block-drbd-probe"  # has a device as its argument and knows no backend
+PROBE = "block-drbd-probe"  # has a device as its argument
+IFUP = "qemu-ifup"  # has a tap and a bridge as its arguments
+SETUP = "vif-setup"  # stands for the script that the variable of this name says
+SCSI = "vscsi"
+
+# The variable `script`: xend wrote parameters behind the path, libxl a path that may have blanks.
+SCRIPT = re.compile(r"(?P<path>.*?)(?P<words>(?:\s+[A-Za-z_]\w*=\S*)*)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,29 @@ class Invocation:
         return self.argv[0]
 
     @property
+    def name(self) -> str:
+        return os.path.basename(self.script)
+
+    @property
     def is_probe(self) -> bool:
-        return os.path.basename(self.script) == PROBE
+        return self.name == PROBE
+
+    @property
+    def is_setup(self) -> bool:
+        return self.name == SETUP
+
+    @property
+    def knows_no_backend(self) -> bool:
+        """Whether there is only an exit status to tell; somebody else's script tells itself."""
+        return self.name in (PROBE, IFUP, SETUP)
+
+    def behind_setup(self) -> Invocation:
+        """The run that vif-setup stands for, each word as it was given."""
+        match = SCRIPT.fullmatch(self.variables.get("script", ""))
+        path = match["path"] if match else ""
+        words = match["words"].split() if match else []
+        path = path or os.path.join(os.path.dirname(self.script), "vif-bridge")
+        return dataclasses.replace(self, argv=(path, *words, *self.argv[1:]))
 
     @property
     def from_udev(self) -> bool:
@@ -61,11 +89,13 @@ class Invocation:
     @property
     def is_for_cards(self) -> bool:
         """Whether the script is one for network cards, which go by their link as well."""
-        return os.path.basename(self.script).startswith("vif-")
+        return self.name.startswith("vif-")
 
     def event(self) -> Event | None:
         """What is asked for, None if that is nothing; UsageError if it makes no sense."""
         command = next((word for word in self.argv[1:] if "=" not in word), None)
+        if self.name == SCSI and command != Action.ADD:
+            return None  # whatever it is
         try:
             action = PUBLIC[command or ""]
         except KeyError:

@@ -107,6 +107,14 @@ class Links(Protocol):
         """A permanent entry."""
         ...
 
+    def proxy_neighbour(self, link: Link, address: str) -> None:
+        """Answer for this IPv6 address on this link, where its setting proxy_ndp is on."""
+        ...
+
+    def unproxy_neighbour(self, link: Link, address: str) -> None:
+        """An entry that is not there is fine."""
+        ...
+
     def proxy_arp(self, link: Link) -> None:
         """Answer for other hosts on this link: net.ipv4.conf.LINK.proxy_arp."""
         ...

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from hotplug.errors import HotplugError, UsageError
-from hotplug.events import BASE, Action, Event
+from hotplug.events import BASE, Action, Device, Event
 from hotplug.handlers import table
 from hotplug.handlers.disk import retraction
 from hotplug.ports import Write
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hotplug.agent.deadline import EventDeadline
     from hotplug.agent.logs import Logs
-    from hotplug.events import Device
+    from hotplug.config import Config
     from hotplug.invocation import Invocation
     from hotplug.ports import Host, Snapshot
 
@@ -40,10 +40,27 @@ class Outcome(NamedTuple):
 DONE = Outcome(0)
 
 
+def resolve(config: Config, invocation: Invocation) -> Invocation:
+    """What vif-setup stands for, if that is a script of ours."""
+    if not invocation.is_setup:
+        return invocation
+    meant = invocation.behind_setup()
+    folder, name = os.path.split(os.path.normpath(meant.script))
+    ours = {os.path.normpath(config.scripts), os.path.dirname(os.path.normpath(invocation.script))}
+    return meant if name in table.CARD_SCRIPTS and folder in ours else invocation
+
+
+def event_of(invocation: Invocation, pid: int) -> Event | None:
+    """What to queue it as. What is about no backend waits for nobody but its caller."""
+    if invocation.knows_no_backend:
+        return Event(Action.ADD, Device("run", 0, pid), invocation.script)
+    return invocation.event()
+
+
 def invoke(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
     """Do what a script was run for."""
-    if invocation.is_probe:
-        return probe(host, invocation, deadline)
+    if invocation.knows_no_backend:
+        return without_backend(host, logs, invocation, deadline)
     try:
         event = invocation.event()
     except HotplugError as error:
@@ -180,12 +197,75 @@ def failed(logs: Logs, script: str, error: HotplugError) -> Outcome:
     return Outcome(error.exit_code, text)
 
 
-def probe(host: Host, invocation: Invocation, deadline: EventDeadline) -> Outcome:
-    """block-drbd-probe: no backend, only an exit status."""
+# Runs that are about no backend, or for somebody else's script.
+
+
+def without_backend(
+    host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline
+) -> Outcome:
+    """There is an exit status, and perhaps a text."""
+    own = dataclasses.replace(host, deadline=deadline)
+    try:
+        if invocation.is_probe:
+            return probe(own, invocation)
+        if invocation.is_setup:
+            return run_foreign(own, logs, invocation, deadline)
+        return bridge_tap(own, invocation)
+    except HotplugError as error:
+        return failed(logs, invocation.script, error)
+    except OSError as error:
+        if is_store_lost(error):
+            raise
+        return failed(logs, invocation.script, HotplugError(problem_of(error)))
+
+
+def probe(host: Host, invocation: Invocation) -> Outcome:
+    """block-drbd-probe: the state of a DRBD device."""
     from hotplug.handlers.targets import drbd  # noqa: PLC0415 - only Remus asks
 
     if len(invocation.argv) < 2:
         return Outcome(2, f"{invocation.script}: the device to look at is missing")
     device = invocation.argv[1]
-    status = drbd.probe(host.programs, deadline, device)
+    status = drbd.probe(host.programs, host.deadline, device)
     return Outcome(status, drbd.explain(device, status))
+
+
+def bridge_tap(host: Host, invocation: Invocation) -> Outcome:
+    """qemu-ifup: a tap becomes a port of a bridge."""
+    from hotplug.handlers import ifup  # noqa: PLC0415 - only a few old device models ask
+
+    ifup.run(host, invocation.argv[1:])
+    return DONE
+
+
+def run_foreign(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
+    """vif-setup, and the card's script is none of ours."""
+    from hotplug.handlers import setup  # noqa: PLC0415 - few hosts have such scripts
+
+    if invocation.from_udev and host.store.read("libxl/disable_udev") is not None:
+        return DONE  # the toolstack of this host runs the scripts itself
+    event = card_event(invocation)
+    if event is not None:
+        refuse_elsewhere(host, event.device)
+        host.store.remove(f"{event.device}/hotplug-error")  # what is there afterwards is its own
+    argv = invocation.behind_setup().argv
+    try:
+        finished = setup.run(host, argv, invocation.variables)
+    except HotplugError as error:
+        if event is None:
+            raise
+        return fail(host, logs, event, error, deadline)
+    said = os.fsdecode(finished.stdout + finished.stderr)
+    if not finished.status:
+        return Outcome(0, said)
+    if event is not None and not host.store.read(f"{event.device}/hotplug-error"):
+        fail(host, logs, event, setup.problem(argv, finished), deadline)
+    return Outcome(setup.exit_status(finished), said)
+
+
+def card_event(invocation: Invocation) -> Event | None:
+    """The card that a run of vif-setup is about, if it makes sense."""
+    try:
+        return invocation.event()
+    except UsageError:
+        return None

@@ -367,18 +367,17 @@ class Agent:
         if request.verb == b"status":
             client.answer(0, status.describe(self).encode())
             return
-        invocation = Invocation.decode(request.argv, request.variables, request.cwd)
+        asked = Invocation.decode(request.argv, request.variables, request.cwd)
+        invocation = dispatch.resolve(self.config, asked)
 
         def answer(outcome: Outcome) -> None:
             client.answer(outcome.status, os.fsencode(outcome.text))
 
         try:
-            event = invocation.event()
+            event = dispatch.event_of(invocation, client.pid)
         except HotplugError as error:
-            if not invocation.is_probe:
-                answer(dispatch.failed(self.logs, invocation.script, error))
-                return
-            event = Event(Action.ADD, Device("probe", 0, client.pid), invocation.script)
+            answer(dispatch.failed(self.logs, invocation.script, error))
+            return
         if event is None:
             answer(DONE)
             return

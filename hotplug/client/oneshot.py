@@ -100,12 +100,13 @@ def invoke(invocation: Invocation, *, age: float = 0.0) -> Outcome:
     except HotplugError as error:
         return leave_word(Logs(config.Config(), stderr=False), invocation, error)
     logs = Logs(settings, stderr=False)
-    if not invocation.is_probe:
-        try:
-            if invocation.event() is None:  # a wrong call is refused before anything is opened
-                return dispatch.DONE
-        except HotplugError as error:
-            return dispatch.failed(logs, invocation.script, error)
+    invocation = dispatch.resolve(settings, invocation)
+    try:
+        event = dispatch.event_of(invocation, 0)  # refused before anything is opened
+    except HotplugError as error:
+        return dispatch.failed(logs, invocation.script, error)
+    if event is None:
+        return dispatch.DONE
     deadline = EventDeadline(settings.deadline)
     deadline.started_before(age)
     with stoppable():

@@ -19,7 +19,7 @@ from hotplug.ports import Host
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hotplug.handlers import bridge, openvswitch
+    from hotplug.handlers import bridge, nat, openvswitch, route
     from hotplug.ports import Entry
 
 Handler: TypeAlias = Callable[[Host, Event], None]
@@ -44,10 +44,14 @@ DISK_SCRIPTS = frozenset(
 # Scripts for network cards, and the module for each.
 CARD_SCRIPTS = {
     "vif-bridge": "bridge",
+    "vif-nat": "nat",
     "vif-openvswitch": "openvswitch",
+    "vif-route": "route",
 }
 
-SCRIPTS = DISK_SCRIPTS | CARD_SCRIPTS.keys()
+SCSI_SCRIPT = "vscsi"
+
+SCRIPTS = DISK_SCRIPTS | CARD_SCRIPTS.keys() | {SCSI_SCRIPT}
 
 
 class CardScript(Protocol):
@@ -67,7 +71,7 @@ class CardScript(Protocol):
 
 
 if TYPE_CHECKING:
-    CHECKED: tuple[CardScript, ...] = (bridge, openvswitch)
+    CHECKED: tuple[CardScript, ...] = (bridge, nat, openvswitch, route)
 
 
 def card_script(name: str) -> CardScript:
@@ -85,6 +89,10 @@ def handler(event: Event) -> Handler:
     if name in CARD_SCRIPTS:
         module = card_script(name)
         return module.online if event.action in (Action.ONLINE, Action.ADD) else module.offline
+    if name == SCSI_SCRIPT:
+        from hotplug.handlers import vscsi  # noqa: PLC0415 - few hosts have one
+
+        return vscsi.add
     found = HANDLERS.get((name.partition("-")[0], event.action))
     if found is None:
         raise UsageError(f"{event.script} does not know '{event.action}'")

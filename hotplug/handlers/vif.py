@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CONNECTED = b"connected"
 NAME_SIZE = 15  # bytes, of a link's name
 EMULATED = "-emu"  # behind a tap's name
+GATEWAY = "eth0"  # the link to the outside of a host that routes, unless it is told another
 KEYS = (
     "",  # the backend itself: whether it is there
     "vifname",
@@ -43,6 +44,7 @@ KEYS = (
     "frontend",
     "frontend-id",
     "handle",
+    "gatewaydev",
 )
 
 
@@ -63,6 +65,7 @@ class Vif:
     frontend: str  # path of the frontend's directory
     frontend_id: int
     handle: int
+    gateway: str  # the link to the outside, for scripts that route
     exists: bool  # whether the backend is there
     parameters: Mapping[str, str]  # the script's, from arguments and environment
 
@@ -100,6 +103,9 @@ class Vif:
             frontend=os.fsdecode(values["frontend"] or b"") or frontend,
             frontend_id=number_of(values["frontend-id"], device.domid),
             handle=number_of(values["handle"], device.devid),
+            gateway=event.parameters.get("netdev")
+            or os.fsdecode(values["gatewaydev"] or b"")
+            or GATEWAY,
             exists=values[""] is not None,
             parameters=event.parameters,
         )

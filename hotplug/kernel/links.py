@@ -190,6 +190,16 @@ class KernelLinks:
         with named(link):
             self._kernel.change(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
+    def proxy_neighbour(self, link: Link, address: str) -> None:
+        fields, values = proxy_message(link, address)
+        with named(link):
+            self._kernel.change(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+
+    def unproxy_neighbour(self, link: Link, address: str) -> None:
+        fields, values = proxy_message(link, address)
+        with named(link, forgive=(*NOT_THERE, errno.ENOENT)):
+            self._kernel.change(rt.RTM_DELNEIGH, fields, values)
+
     def proxy_arp(self, link: Link) -> None:
         with open(f"/proc/sys/net/ipv4/conf/{link.name}/proxy_arp", "wb", buffering=0) as file:
             file.write(b"1")
@@ -248,6 +258,11 @@ def link_of(message: Any) -> Link:
 
 def family(address: str) -> int:
     return rt.AF_INET6 if ":" in address else rt.AF_INET
+
+
+def proxy_message(link: Link, address: str) -> tuple[dict[str, int], list[tuple[str, Any]]]:
+    fields = {"ifindex": link.index, "family": family(address), "flags": rt.NTF_PROXY}
+    return fields, [("NDA_DST", address)]
 
 
 def route_message(link: Link, route: Route) -> tuple[dict[str, int], list[tuple[str, Any]]]:

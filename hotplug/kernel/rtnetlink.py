@@ -37,6 +37,7 @@ from hotplug.kernel.rtnetlink_abi import (
     NLMSG_ERROR,
     RTM_DELADDR,
     RTM_DELLINK,
+    RTM_DELNEIGH,
     RTM_DELROUTE,
     RTM_GETADDR,
     RTM_GETLINK,
@@ -56,7 +57,7 @@ MESSAGES: Mapping[int, Any] = {
     **dict.fromkeys((RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK), ifinfmsg),
     **dict.fromkeys((RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR), ifaddrmsg),
     **dict.fromkeys((RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE), rtmsg),
-    RTM_NEWNEIGH: ndmsg,
+    **dict.fromkeys((RTM_NEWNEIGH, RTM_DELNEIGH), ndmsg),
 }
 BUFFER = 1 << 16  # bytes; the kernel's dumps come in pieces of at most 32 KiB
 SECONDS = 5.0  # for an answer; see above

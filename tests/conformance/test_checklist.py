@@ -1,7 +1,7 @@
 """Every line of the checklist that concerns invocation or block has its test.
 
-The names and numbers are those of the contract's section 6. Lines 3, 14 to 17, 19, 22, 23 and 96
-to 123 are about vif scripts.
+The names and numbers are those of the contract's section 6. Lines 3, 14 to 17, 19, 96 to 117, 122
+and 123 are about vif-bridge and vif-openvswitch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ LINES = """
 18 arguments_never_evaluated
 20 sigkill_recoverable
 21 bounded_run_time
+22 vif_setup_dispatch
+23 vif_setup_keeps_argument_boundaries
 24 udev_call_suppressed_by_key
 25 phy_key_order
 26 phy_device_number_format
@@ -97,6 +99,10 @@ LINES = """
 93 lock_file_removed
 94 lock_not_inherited
 95 lock_wait_bounded
+118 route_metrics
+119 route_offline_best_effort
+120 nat_addresses
+121 nat_already_up
 124 dummy_and_iscsi_params
 125 tap_vbd3_keys
 126 nonzero_exit_has_text
@@ -118,4 +124,4 @@ def test_every_line_has_its_test():
     wanted = {f"test_{name}": number for number, name in map(str.split, LINES.split("\n")[1:-1])}
     found = docstring_numbers()
     assert {name: found.get(name) for name in wanted} == wanted
-    assert len(wanted) == 16 + 71 + 4
+    assert len(wanted) == 16 + 2 + 71 + 4 + 4

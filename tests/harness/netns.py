@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _names = itertools.count(1)
+WITH_ETC = 'mount --bind "$1" /etc; shift; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,15 @@ class Netns:
     """A namespace with a name, as ``ip netns`` has them."""
 
     name: str
+    etc: Path | None = None  # what a run finds as /etc, if that is another folder
 
     @property
     def launcher(self) -> tuple[str, ...]:
         """A command that runs another one in here, with this namespace's /sys."""
-        return ("ip", "netns", "exec", self.name)
+        command = ("ip", "netns", "exec", self.name)  # which makes a mount namespace as well
+        if self.etc is None:
+            return command
+        return (*command, "sh", "-ec", WITH_ETC, "sh", str(self.etc))
 
     def ip(self, *words: str) -> str:
         command = ["ip", "-n", self.name, *words]
@@ -48,6 +54,23 @@ class Netns:
 
     def routes(self) -> list[str]:
         return [line.strip() for line in self.ip("route").splitlines()]
+
+    def routes_over(self, link: str) -> dict[str, tuple[int, str]]:
+        """Metric and source address of each route over a link but the kernel's own."""
+        found = {}
+        for version in ("-4", "-6"):
+            for route in json.loads(self.ip("-j", version, "route", "show", "dev", link)):
+                if route.get("protocol") != "kernel":
+                    source = route.get("prefsrc", "")
+                    found[route["dst"]] = (route.get("metric", 0), source)
+        return found
+
+    def add_outside(self, name: str, address: str = "") -> None:
+        """A link to the world, which has an address if one is given."""
+        self.ip("link", "add", "name", name, "type", "bridge")  # any kind will do
+        if address:
+            self.ip("address", "add", address, "dev", name)
+        self.ip("link", "set", "dev", name, "up")
 
     def add_bridge(self, name: str, mtu: int = 1500) -> None:
         self.ip("link", "add", "name", name, "mtu", str(mtu), "type", "bridge")
@@ -69,9 +92,9 @@ class Netns:
 
 
 @contextlib.contextmanager
-def netns() -> Iterator[Netns]:
+def netns(etc: Path | None = None) -> Iterator[Netns]:
     """A namespace of its own, gone afterwards with all that is in it."""
-    made = Netns(f"xh-{os.getpid()}-{next(_names)}")
+    made = Netns(f"xh-{os.getpid()}-{next(_names)}", etc)
     subprocess.run(["ip", "netns", "add", made.name], check=True)
     try:
         made.ip("link", "set", "dev", "lo", "up")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -228,7 +229,8 @@ class Runner:
         variables: Mapping[str, str | None] | None = None,
         **options,
     ) -> Result:
-        options = {"script": "vif-bridge", **options}
+        configured = (backend.read("script") or b"vif-bridge").decode()
+        options = {"script": os.path.basename(configured), **options}
         known = {"vif": backend.link, **(variables or {})}
         return self.run(backend, action, f"type_if={role}", variables=known, **options)
 

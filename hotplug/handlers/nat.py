@@ -1,0 +1,183 @@
+"""vif-nat: a card in a network of its own with this host, which is its router.
+
+The guest has one address: that of ``ip``, or 10.X.Y.Z made from its domain id and the card's
+handle. The router's is the same with 127 more at its end. What translates addresses on the way
+out is the administrator's rule. If he says so (``dhcp``), ISC's DHCP server is told of the guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotplug.errors import HotplugError, MissingKeyError
+from hotplug.handlers import dhcpd, hooks, routed, vif
+from hotplug.handlers.targets.tool import Grace
+from hotplug.network import Change
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from hotplug.events import Event
+    from hotplug.handlers.vif import Vif
+    from hotplug.network import Link
+    from hotplug.ports import Entry, Host
+
+SCRIPT = "vif-nat"
+TO_ROUTER = 127  # from the guest's last byte to the router's
+MAC = re.compile(r"[0-9A-Fa-f]{1,2}(:[0-9A-Fa-f]{1,2}){5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Of the two ends of a link, and the guest's name for DHCP."""
+
+    guest: str
+    router: str
+    hostname: str
+
+    @classmethod
+    def of(cls, card: Vif) -> Addresses:
+        """HotplugError if ``ip`` leaves no address for the router."""
+        number = card.handle + 1
+        guest = f"10.{card.frontend_id // 256}.{card.frontend_id % 256}.{number}"
+        if card.ip:
+            guest = given(card)
+        head, _, last = guest.rpartition(".")
+        if int(last) + TO_ROUTER > 255:
+            raise HotplugError(
+                f"{card.device}: the guest's address {guest} leaves none for its router, whose last"
+                f" number is {TO_ROUTER} higher; give it one that ends with at most"
+                f" {255 - TO_ROUTER} by 'ip' in the guest's configuration"
+            )
+        return cls(guest, f"{head}.{int(last) + TO_ROUTER}", hostname(card))
+
+
+def hostname(card: Vif) -> str:
+    name = f"dom{card.frontend_id}"
+    return name if card.handle == 0 else f"{name}-{card.handle + 1}"
+
+
+def given(card: Vif) -> str:
+    """The one address of the key ``ip``; the number of bits behind it counts for nothing."""
+    try:
+        (word,) = card.ip
+        return str(ipaddress.IPv4Interface(word).ip)
+    except ValueError as error:
+        raise HotplugError(
+            f"{card.device}/ip is '{' '.join(card.ip)}'; vif-nat takes one IPv4 address, for"
+            " example 10.0.0.2"
+        ) from error
+
+
+def online(host: Host, event: Event) -> None:
+    """Set up a card's link, and tell the guest. A tap beside it only gets its name."""
+    card = vif.Vif.read(host, event)
+    vif.refuse_gone(card)
+    addresses = Addresses.of(card)
+    with host.journal.claim(card.device, host.deadline) as entry:
+        link = vif.find(host, card, entry)
+        with contextlib.ExitStack() as undo:
+            if card.is_tap:
+                rename(host, card, link, entry)
+            else:
+                set_up(host, card, link, addresses, entry, undo)
+            hooks.run(host, card, variables(card, addresses))
+            if card.tells:
+                vif.connected(host, card)
+            undo.pop_all()
+
+
+def offline(host: Host, event: Event) -> None:
+    """Take down a card's link; what cannot be done is noted, and no failure."""
+    card = vif.Vif.read(host, event)
+    problems: list[str] = []
+    with host.journal.claim(card.device, host.deadline) as entry:
+        if not card.is_tap:
+            forget_guest(host, card, entry, problems)
+            with vif.best_effort(problems):
+                routed.take_down(host, vif.present(host, card), problems)
+        with vif.best_effort(problems):
+            hooks.run(host, card, variables(card, Addresses.of(card)))
+        if not problems:  # else a later run for this device tries again
+            vif.forget(entry, card.role)
+    for problem in problems:
+        host.note(problem)
+
+
+def set_up(
+    host: Host, card: Vif, link: Link, addresses: Addresses, entry: Entry, undo: ExitStack
+) -> None:
+    """Everything but the news of success."""
+    server = dhcpd.find() if dhcpd.is_wanted(card.parameters.get("dhcp", "")) else None
+    if server is not None:
+        guest = dhcpd.Guest(addresses.hostname, mac_of(card), addresses.guest, addresses.router)
+        vif.remember(entry, card, link, SCRIPT, host=guest.name)
+    else:
+        vif.remember(entry, card, link, SCRIPT)
+    undo.callback(take_back, host, card, link, entry)
+    network = ipaddress.IPv4Network(addresses.guest)
+    routed.set_up(host, card, link, routed.Routing(addresses.router, (network,), 0))
+    if server is not None:
+        dhcpd.add(host, server, guest, card.name)
+
+
+def mac_of(card: Vif) -> str:
+    if not card.mac:
+        raise MissingKeyError(f"{card.device}/mac is missing; the DHCP server needs it")
+    if not MAC.fullmatch(card.mac):
+        raise HotplugError(f"{card.device}/mac is '{card.mac}', which is no MAC address")
+    return card.mac
+
+
+def rename(host: Host, card: Vif, link: Link, entry: Entry) -> None:
+    vif.remember(entry, card, link, SCRIPT)
+    if card.name != link.name:
+        if link.up:
+            host.links.change(link, Change(up=False))
+        host.links.change(link, Change(name=card.name, up=link.up or None))
+
+
+def forget_guest(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
+    """In the DHCP server, if we told it of the guest, or the stock script may have."""
+    if vif.remembered(entry, card.role, "host"):
+        clean(host, entry, card.role, problems)
+    elif dhcpd.is_wanted(card.parameters.get("dhcp", "")):
+        with vif.best_effort(problems):
+            dhcpd.remove(host, dhcpd.find(), hostname(card), card.name, host.deadline)
+
+
+def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
+    """What outlives the link: the guest in the DHCP server's files."""
+    name = vif.remembered(entry, role, "host")
+    if name:
+        with vif.best_effort(problems):
+            link = vif.remembered(entry, role)
+            dhcpd.remove(host, dhcpd.find(), name, link, Grace(host.deadline))
+
+
+def variables(card: Vif, addresses: Addresses) -> dict[str, str]:
+    """What hooks see of it, with the stock script's names."""
+    return {
+        "router_ip": addresses.router,
+        "vif_ip": addresses.guest,
+        "domid": str(card.frontend_id),
+        "vifid": str(card.handle + 1),
+        "hostname": addresses.hostname,
+    }
+
+
+def take_back(host: Host, card: Vif, link: Link, entry: Entry) -> None:
+    """The way back of ``set_up``; the first error is to be told, so this one is silent.
+
+    What could not be taken back stays in the journal.
+    """
+    problems: list[str] = []
+    clean(host, entry, card.role, problems)
+    with vif.best_effort(problems):
+        routed.take_down(host, host.links.get(link.index), problems)
+    if not problems:
+        vif.forget(entry, card.role)

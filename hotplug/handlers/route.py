@@ -1,0 +1,131 @@
+"""vif-route: this host routes to a card, and the card is no bridge's port.
+
+The vif gets the address of the gateway's link (``netdev``, else ``gatewaydev``, else eth0) as /32,
+and each word of ``ip`` becomes a route to it. A guest with an emulated card has two links for the
+same addresses; the tap is preferred for as long as it is there. So the guest reaches the outside
+if this host forwards packets, which is the administrator's decision, and so is whether the
+gateway's link answers ARP for the guest (proxy_arp), or neighbour solicitations (proxy_ndp; the
+entry that this needs for each IPv6 address is made here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from hotplug.errors import HotplugError
+from hotplug.handlers import hooks, routed, vif
+
+if TYPE_CHECKING:
+    from hotplug.events import Event
+    from hotplug.handlers.routed import Routing
+    from hotplug.handlers.vif import Vif
+    from hotplug.network import Link
+    from hotplug.ports import Entry, Host
+
+SCRIPT = "vif-route"
+METRICS = {"vif": 2, "tap": 1}
+
+
+def online(host: Host, event: Event) -> None:
+    """Route to a card, and tell the guest."""
+    card = vif.Vif.read(host, event)
+    vif.refuse_gone(card)
+    networks = tuple(routed.network_of(card, word) for word in card.ip)
+    with host.journal.claim(card.device, host.deadline) as entry:
+        gateway, address = gateway_of(host, card)
+        routing = routed.Routing(address, networks, METRICS[card.role])
+        link = vif.find(host, card, entry)
+        with contextlib.ExitStack() as undo:
+            clean(host, entry, card.role, [])  # of a former run with other addresses
+            proxied = proxied_by(card, routing)
+            vif.remember(
+                entry,
+                card,
+                link,
+                SCRIPT,
+                gateway=gateway.index,
+                proxied=" ".join(proxied),
+                main_ip=address,
+            )
+            undo.callback(take_back, host, card, link, entry)
+            routed.set_up(host, card, link, routing)
+            proxy(host, gateway, proxied)
+            hooks.run(host, card, variables(card, "add", address))
+            if card.tells:
+                vif.connected(host, card)
+            undo.pop_all()
+
+
+def offline(host: Host, event: Event) -> None:
+    """Take down a card's link; what cannot be done is noted, and no failure."""
+    card = vif.Vif.read(host, event)
+    problems: list[str] = []
+    with host.journal.claim(card.device, host.deadline) as entry:
+        with vif.best_effort(problems):
+            routed.take_down(host, vif.present(host, card), problems)
+        address = vif.remembered(entry, card.role, "main_ip")
+        clean(host, entry, card.role, problems)
+        with vif.best_effort(problems):
+            hooks.run(host, card, variables(card, "del", address))
+        vif.forget(entry, card.role)
+    for problem in problems:
+        host.note(problem)
+
+
+def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
+    """What outlives the link: neighbour entries on the link to the outside."""
+    index = vif.remembered(entry, role, "gateway")
+    gateway = None
+    with vif.best_effort(problems):
+        gateway = host.links.get(int(index)) if index else None
+    if gateway is None:
+        return
+    for address in vif.remembered(entry, role, "proxied").split():
+        with vif.best_effort(problems):
+            host.links.unproxy_neighbour(gateway, address)
+
+
+def gateway_of(host: Host, card: Vif) -> tuple[Link, str]:
+    """The link to the outside and its address; HotplugError if it has none."""
+    gateway = host.links.find(card.gateway)
+    if gateway is None:
+        raise HotplugError(
+            f"there is no network interface {card.gateway} for guests' packets to leave by; name"
+            " the right one with 'gatewaydev' in the guest's configuration"
+        )
+    for address in host.links.addresses(gateway):
+        if address.primary and ":" not in address.text:
+            return gateway, address.text
+    raise HotplugError(
+        f"{card.gateway} has no IPv4 address; bring it up, or name another interface with"
+        " 'gatewaydev' in the guest's configuration"
+    )
+
+
+def proxied_by(card: Vif, routing: Routing) -> list[str]:
+    """The IPv6 addresses that the gateway's link is to answer for.
+
+    Of a guest's two links only the vif counts: it is there for longer.
+    """
+    return [] if card.is_tap else [address for address in routing.hosts() if ":" in address]
+
+
+def proxy(host: Host, gateway: Link, addresses: list[str]) -> None:
+    for address in addresses:
+        with routed.tolerated(host, address, f"{gateway.name} has no IPv6"):
+            host.links.proxy_neighbour(gateway, address)
+
+
+def variables(card: Vif, command: str, address: str) -> dict[str, str]:
+    """What hooks see of it, with the stock script's names."""
+    return {"main_ip": address, "ipcmd": command, "metric": str(METRICS[card.role])}
+
+
+def take_back(host: Host, card: Vif, link: Link, entry: Entry) -> None:
+    """The way back of ``online``; the first error is to be told, so this one is silent."""
+    problems: list[str] = []
+    with vif.best_effort(problems):
+        routed.take_down(host, host.links.get(link.index), problems)
+    clean(host, entry, card.role, problems)
+    vif.forget(entry, card.role)

@@ -1,0 +1,116 @@
+"""Links that this host routes to: what vif-route and vif-nat have in common.
+
+The link gets an address of this host, and routes to the guest lead over it. The guest asks for
+everybody's MAC on it and gets this host's (proxy ARP), so that it needs to know no router. All of
+that is the link's own: it goes when the link goes down, but for the address, and with the link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from hotplug.errors import HotplugError
+from hotplug.handlers import vif
+from hotplug.network import Change, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hotplug.handlers.vif import Vif
+    from hotplug.network import Link
+    from hotplug.ports import Host
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# The kernel's answers where it has no IPv6, or none on this link: linux/net/ipv6/route.c says
+# EACCES, ndisc.c EINVAL.
+IPV6_IS_OFF = (errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How a link is to be set up."""
+
+    address: str  # of this host on the link, IPv4
+    networks: tuple[Network, ...]  # what is behind the link
+    metric: int
+
+    def routes(self) -> Iterator[Route]:
+        for network in self.networks:
+            source = self.address if network.version == 4 else ""
+            yield Route(str(network), self.metric, source)
+
+    def hosts(self) -> Iterator[str]:
+        """The networks that are one address."""
+        for network in self.networks:
+            if network.num_addresses == 1:
+                yield str(network.network_address)
+
+
+def network_of(card: Vif, word: str) -> Network:
+    """A word of the key ``ip``; HotplugError if it is none."""
+    try:
+        return ipaddress.ip_network(word)
+    except ValueError as error:
+        raise HotplugError(
+            f"{card.device}/ip: {error}; write an address, for example 10.0.0.2, or a network,"
+            " for example 10.0.0.0/24"
+        ) from error
+
+
+def set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
+    """Make a link what it shall be, whatever it was; the link as it is then."""
+    host.deadline.stage(f"setting up routes to {card.name}")
+    if link.up:  # it may be renamed only while it is down; and its filters come first
+        host.links.change(link, Change(up=False))
+    try:
+        return _set_up(host, card, link, routing)
+    except OSError as error:
+        where = f" to {', '.join(map(str, routing.networks))}" if routing.networks else ""
+        raise HotplugError(
+            f"routes{where} over {card.name} cannot be set up: {error.strerror}"
+        ) from error
+
+
+def _set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
+    if any(address.text != routing.address for address in host.links.addresses(link)):
+        host.links.flush_addresses(link)
+    host.links.add_address(link, routing.address, 32)
+    for address in routing.hosts() if card.ip and card.mac else ():
+        # What the guest says of itself by ARP counts for nothing then.
+        with tolerated(host, address, f"{card.name} has no IPv6"):
+            host.links.add_neighbour(link, address, card.mac)
+    name = card.name if card.name != link.name else None
+    host.links.change(link, Change(name=name, up=True))
+    link = dataclasses.replace(link, name=card.name, up=True)
+    host.links.proxy_arp(link)
+    for route in routing.routes():
+        with tolerated(host, route.destination, f"{card.name} has no IPv6"):
+            host.links.replace_route(link, route)
+    return link
+
+
+@contextlib.contextmanager
+def tolerated(host: Host, address: str, what: str) -> Iterator[None]:
+    """IPv6 that is off is worth a note, and breaks no IPv4."""
+    try:
+        yield
+    except OSError as error:
+        if ":" not in address or error.errno not in IPV6_IS_OFF:
+            raise
+        host.note(f"{what}, so nothing leads to {address}: {error.strerror}")
+
+
+def take_down(host: Host, link: Link | None, problems: list[str]) -> None:
+    """Down, which removes its routes and neighbours, and without addresses."""
+    if link is None:
+        return
+    with vif.best_effort(problems):
+        host.links.change(link, Change(up=False))
+    with vif.best_effort(problems):
+        host.links.flush_addresses(link)

@@ -25,8 +25,9 @@ INTERRUPTED, NOBODY_READS = 130, 141  # as a shell has it: SIGINT, SIGPIPE
 LAST_STANDARD = 2
 
 DESCRIPTION = """\
-Does the work of Xen's hotplug scripts: gives the disks of starting guests a device, and takes it
-back. The toolstack (xl, libvirt) calls it by itself; these commands are for looking and mending.
+Does the work of Xen's hotplug scripts: gives the disks of starting guests a device, connects their
+network cards, and takes both back. The toolstack (xl, libvirt) calls it by itself; these commands
+are for looking and mending.
 """
 
 EPILOG = """\
@@ -38,6 +39,51 @@ If it is left out, the environment variable XENBUS_PATH names it.
 
 Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 """
+
+
+CARDS_EPILOG = """\
+ACTION:
+  online    the card has come: set up its interface vifDOMID.NUMBER
+  offline   the card goes: take that back
+  add       the same as online for vifDOMID.NUMBER-emu, the tap that a device model (QEMU) made
+  remove    the same as offline for that
+
+A BACKEND is a guest's network card, named in one of three ways:
+  backend/vif/5/0   its directory in xenstore
+  5/0               domain id and the card's number
+  myguest:0         guest name and the card's number
+If it is left out, the environment variable XENBUS_PATH names it.
+
+What the guest's configuration says of the card is read from xenstore. KEY=VALUE (bridge, ip,
+netdev, dhcp) counts where it says nothing.
+
+Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
+"""
+
+CARD_COMMANDS = {
+    "vif-bridge": (
+        "connect a guest's network card to a bridge, or release it",
+        """\
+Makes the interface of a guest's network card a port of a bridge of this host: the one that the
+guest's configuration names, or the only one there is.
+""",
+    ),
+    "vif-nat": (
+        "give a guest's network card a private network with this host",
+        """\
+Gives this host an address on the interface of a guest's network card, and routes the guest's
+address to it. With dhcp=yes, ISC's DHCP server is told of the guest. The firewall rule that
+translates addresses on the way out is not made here.
+""",
+    ),
+    "vif-route": (
+        "route to a guest's network card, or stop it",
+        """\
+Routes the addresses of a guest's network card (ip) to its interface. On it this host answers ARP
+for everybody, and has the address of eth0, or of the interface that netdev names.
+""",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _agent(commands)
     _block(commands)
+    _cards(commands)
     _mending(commands)
     _installation(commands)
 
@@ -184,6 +231,36 @@ def _block(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     listing.add_argument("--json", action="store_true", help="for programs")
     listing.set_defaults(run="block_list")
+
+
+def _cards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    listing = commands.add_parser(
+        "vif",
+        help="list network cards",
+        description="Looks at the network cards of all guests.",
+    ).add_subparsers(title="actions", metavar="ACTION", required=True)
+    command = listing.add_parser(
+        "list",
+        help="list the network cards of all guests",
+        description="Lists every network card: its guest, its interface on this host, the bridge"
+        " that this is a port of, and how far it got. 'lost' is one that was set up and whose"
+        " interface is not there any more.",
+    )
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run="vif_list")
+    for script, (short, long) in CARD_COMMANDS.items():
+        command = commands.add_parser(
+            script,
+            help=short,
+            description=f"{long}It is what the toolstack's script {script} does, by hand.",
+            epilog=CARDS_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=f"xen-hotplug {script} [-h] ACTION [BACKEND] [KEY=VALUE ...]",
+        )
+        actions = ("online", "offline", "add", "remove")
+        command.add_argument("action", metavar="ACTION", choices=actions, help=", ".join(actions))
+        command.add_argument("words", nargs="*", metavar="BACKEND or KEY=VALUE", help="see below")
+        command.set_defaults(run="card", script=script)
 
 
 def _mending(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,7 +18,7 @@ from hotplug.agent.deadline import EventDeadline
 from hotplug.agent.logs import Logs, to_stderr
 from hotplug.client import ask, oneshot
 from hotplug.errors import HotplugError, UsageError, error_text
-from hotplug.events import Action, Device, Event
+from hotplug.events import PARAMETERS, Action, Device, Event
 from hotplug.handlers import table
 from hotplug.invocation import Invocation
 from hotplug.kernel import loop_sysfs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from hotplug.config import Config
     from hotplug.ports import Host
 
 
@@ -77,6 +78,11 @@ def act(action: str, device: Device) -> int:
     settings = config.load()
     script = os.path.join(settings.scripts, script_name(device))
     invocation = Invocation((script, action), variables, os.fsdecode(oneshot.working_directory()))
+    return carry_out(settings, device, invocation)
+
+
+def carry_out(settings: Config, device: Device, invocation: Invocation) -> int:
+    """Do what a script would have been run for; through the agent if there is one."""
     try:
         status, text = ask.run(settings.rundir, invocation) or oneshot.invoke(invocation)
     except HotplugError as error:
@@ -85,6 +91,43 @@ def act(action: str, device: Device) -> int:
     if text:
         to_stderr(f"xen-hotplug: {device}: {text}")
     return status
+
+
+def card(arguments: argparse.Namespace) -> int:
+    """Do what a script for network cards does."""
+    from hotplug import cards  # noqa: PLC0415 - see cli.py
+
+    names = [word for word in arguments.words if "=" not in word]
+    if len(names) > 1:
+        raise UsageError(f"one BACKEND at a time: {' '.join(names)}")
+    path = names[0] if names else os.environ.get("XENBUS_PATH")
+    if not path:
+        raise UsageError("which card? name a BACKEND, for example 5/0, or set XENBUS_PATH")
+    parameters = [word for word in arguments.words if "=" in word]
+    unknown = [word for word in parameters if word.partition("=")[0] not in PARAMETERS]
+    if unknown:
+        known = ", ".join(sorted(PARAMETERS))
+        raise UsageError(f"{unknown[0]}: there is no such parameter; there are {known}")
+    settings = config.load()
+    device = cards.find(path)
+    script = os.path.join(settings.scripts, arguments.script)
+    cwd = os.fsdecode(oneshot.working_directory())
+    return carry_out(
+        settings, device, cards.invocation(script, arguments.action, device, parameters, cwd)
+    )
+
+
+def vif_list(arguments: argparse.Namespace) -> int:
+    from hotplug import cards  # noqa: PLC0415 - see cli.py
+
+    rows = cards.all_cards()
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    elif not rows:
+        print("No guest has a network card here.")
+    else:
+        print_table(cards.table(rows))
+    return 0
 
 
 def script_name(device: Device) -> str:

@@ -255,7 +255,7 @@ def run_foreign(host: Host, logs: Logs, invocation: Invocation, deadline: EventD
         if event is None:
             raise
         return fail(host, logs, event, error, deadline)
-    said = os.fsdecode(finished.stdout + finished.stderr)
+    said = os.fsdecode(finished.stdout + finished.stderr).removesuffix("\n")
     if not finished.status:
         return Outcome(0, said)
     if event is not None and not host.store.read(f"{event.device}/hotplug-error"):

@@ -36,7 +36,8 @@ def test_scripts_dir(command):
     code, out, _ = command("scripts-dir")
     assert code == 0
     names = {"block", "block-drbd-probe", "block-dummy", "block-enbd", "block-iscsi", "block-nbd"}
-    assert set(os.listdir(out.strip())) == {*names, "block-tap", *table.CARD_SCRIPTS}
+    others = {"block-tap", "qemu-ifup", "vif-setup", "vscsi"}
+    assert set(os.listdir(out.strip())) == {*names, *others, *table.CARD_SCRIPTS}
 
 
 @pytest.mark.parametrize("spelling", ["path", "numbers", "name", "environment"])

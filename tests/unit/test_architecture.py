@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "hotplug.cli": EVERYTHING,
     "hotplug.commands": EVERYTHING,  # cli's
     "hotplug.disks": EVERYTHING,  # cli's
+    "hotplug.cards": EVERYTHING,  # cli's
     "hotplug.aside": {"hotplug.client.child", *VALUES},  # cli's
     "hotplug.installation": {"hotplug.dropins", *VALUES},  # cli's
     "hotplug.dropins": VALUES,  # cli's

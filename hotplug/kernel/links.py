@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 APPEAR = 10.0  # seconds for the backend driver to make its link, as libxl waits for the driver
 SLICE = 0.5  # seconds between two looks at the deadline
 NAME_SIZE = 15  # bytes; IFNAMSIZ less the NUL
+DEFAULT = {rt.AF_INET: "0.0.0.0", rt.AF_INET6: "::"}  # noqa: S104 - where the kernel has no RTA_DST
 NOT_THERE = (errno.ENODEV, errno.ENXIO, errno.ESRCH, errno.EADDRNOTAVAIL)
 
 
@@ -135,7 +136,8 @@ class KernelLinks:
         ]
 
     def _addresses(self, link: Link) -> list[Any]:
-        found = self._kernel.dump(rt.RTM_GETADDR, {"index": link.index})
+        with named(link):
+            found = self._kernel.dump(rt.RTM_GETADDR, {"index": link.index})
         return [message for message in found if message["index"] == link.index]
 
     def flush_addresses(self, link: Link) -> None:
@@ -155,7 +157,7 @@ class KernelLinks:
     def routes(self, link: Link) -> Sequence[Route]:
         return [
             Route(
-                f"{message.get_attr('RTA_DST')}/{message['dst_len']}",
+                f"{message.get_attr('RTA_DST') or DEFAULT[number]}/{message['dst_len']}",
                 message.get_attr("RTA_PRIORITY") or 0,
                 message.get_attr("RTA_PREFSRC") or "",
             )
@@ -166,12 +168,10 @@ class KernelLinks:
 
     def _routes(self, link: Link, number: int) -> list[Any]:
         fields = {"family": number, "table": rt.RT_TABLE_MAIN}
-        try:
+        no_ipv6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+        with named(link, forgive=no_ipv6):
             return self._kernel.dump(rt.RTM_GETROUTE, fields, [("RTA_OIF", link.index)])
-        except OSError as error:
-            if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
-                return []  # this kernel has no IPv6
-            raise
+        return []
 
     def replace_route(self, link: Link, route: Route) -> None:
         """A route with the same destination and metric over another link is replaced too."""

@@ -75,8 +75,7 @@ def test_nat_addresses(card_runner, net, natted, keys, address, router):
     assert net.routes_over(backend.link) == {address: (0, router)}
     assert f"{router}/32" in net.addresses(backend.link)
     assert "UP" in net.links()[backend.link]["flags"]
-    path = f"/proc/sys/net/ipv4/conf/{backend.link}/proxy_arp"
-    assert net.run("cat", path).stdout == "1\n"
+    assert net.setting(f"ipv4/conf/{backend.link}/proxy_arp") == "1"
     assert card_runner.offline(backend).status == 0
     assert "UP" not in net.links()[backend.link]["flags"]
     assert net.routes_over(backend.link) == {}

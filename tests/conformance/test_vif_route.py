@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from harness.lines import F_CARD, K_CARD
 from harness.outcomes import assert_refused
@@ -31,24 +29,6 @@ def routed(card):
     return make
 
 
-def arp_is_proxied(net, link):
-    return net.run("cat", f"/proc/sys/net/ipv4/conf/{link}/proxy_arp").stdout.strip() == "1"
-
-
-def neighbours(net, link):
-    return {
-        entry["dst"]: entry["lladdr"]
-        for entry in json.loads(net.ip("-j", "neigh", "show", "dev", link))
-        if "PERMANENT" in entry["state"]
-    }
-
-
-def proxied(net, link):
-    return {
-        entry["dst"] for entry in json.loads(net.ip("-j", "neigh", "show", "proxy", "dev", link))
-    }
-
-
 @K_CARD
 @pytest.mark.parametrize("gateway", [None, "", *OUTSIDE])
 def test_route_metrics(card_runner, net, routed, gateway):
@@ -64,7 +44,7 @@ def test_route_metrics(card_runner, net, routed, gateway):
         assert net.routes_over(link) == expected
         assert f"{address}/32" in net.addresses(link)
         assert "UP" in net.links()[link]["flags"]
-        assert arp_is_proxied(net, link)
+        assert net.setting(f"ipv4/conf/{link}/proxy_arp") == "1"
     assert card_runner.tap(backend, "remove", variables=variables).status == 0
     assert card_runner.offline(backend, variables=variables).status == 0
     assert net.routes_over(backend.link) == net.routes_over(f"{backend.link}-emu") == {}
@@ -106,16 +86,16 @@ def test_route_repeatable(card_runner, net, routed):
     """119: online twice is as good as once, also with other addresses (D44)."""
     backend = routed(ip="10.0.0.2 2001:db8::2", vifname="guest")
     assert card_runner.online(backend).status == 0
-    before = net.routes_over("guest"), net.addresses("guest"), neighbours(net, "guest")
+    before = net.routes_over("guest"), net.addresses("guest"), net.neighbours("guest")
     assert card_runner.online(backend).status == 0
-    assert (net.routes_over("guest"), net.addresses("guest"), neighbours(net, "guest")) == before
+    assert (net.routes_over("guest"), net.addresses("guest"), net.neighbours("guest")) == before
     backend.write("ip", "10.0.0.3")
     net.ip("address", "flush", "dev", "eth0")
     net.ip("address", "add", "203.0.113.9/24", "dev", "eth0")
     assert card_runner.online(backend).status == 0
     assert net.routes_over("guest") == {"10.0.0.3": (2, "203.0.113.9")}
     assert [a for a in net.addresses("guest") if ":" not in a] == ["203.0.113.9/32"]
-    assert proxied(net, "eth0") == set()
+    assert net.proxied("eth0") == set()
 
 
 @F_CARD
@@ -135,9 +115,9 @@ def test_route_ipv6(card_runner, net, routed):
     assert card_runner.online(backend).status == 0
     expected = {"2001:db8::2": (2, ""), "2001:db8:1::/64": (2, "")}
     assert net.routes_over(backend.link) == expected
-    assert proxied(net, "eth0") == {"2001:db8::2"}
+    assert net.proxied("eth0") == {"2001:db8::2"}
     assert card_runner.offline(backend).status == 0
-    assert proxied(net, "eth0") == set()
+    assert net.proxied("eth0") == set()
     assert net.routes_over(backend.link) == {}
 
 
@@ -157,7 +137,7 @@ def test_route_fixed_neighbours(card_runner, net, routed):
     backend = routed(ip="10.0.0.2 10.1.0.0/16 2001:db8::2")
     assert card_runner.online(backend).status == 0
     mac = backend.read("mac").decode()
-    assert neighbours(net, backend.link) == {"10.0.0.2": mac, "2001:db8::2": mac}
+    assert net.neighbours(backend.link) == {"10.0.0.2": mac, "2001:db8::2": mac}
 
 
 @F_CARD
@@ -194,6 +174,6 @@ def test_route_undone(card_runner, net, routed):
     assert_refused(backend, result, "fail.hook", f"{OUTSIDE['eth0']} add 2")
     assert net.routes_over(backend.link) == {}
     assert net.addresses(backend.link) == []
-    assert proxied(net, "eth0") == set()
+    assert net.proxied("eth0") == set()
     assert card_runner.place.rundir.joinpath("journal").exists()
     assert not list(card_runner.place.rundir.joinpath("journal").iterdir())

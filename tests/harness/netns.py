@@ -6,6 +6,7 @@ Links are looked at and changed with iproute2, which is nobody's code here.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+CLONE_NEWNET = 0x40000000
 _names = itertools.count(1)
 WITH_ETC = 'mount --bind "$1" /etc; shift; exec "$@"'
 
@@ -43,6 +45,31 @@ class Netns:
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         full = [*self.launcher, *command]
         return subprocess.run(full, check=check, capture_output=True, text=True)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Have this thread, and those that it starts, in here for a while."""
+        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{self.name}") as here:
+            enter(here.fileno())
+            try:
+                yield
+            finally:
+                enter(home.fileno())
+
+    def neighbours(self, link: str) -> dict[str, str]:
+        """The permanent ones: address and MAC."""
+        found = json.loads(self.ip("-j", "neigh", "show", "dev", link))
+        return {one["dst"]: one["lladdr"] for one in found if "PERMANENT" in one["state"]}
+
+    def proxied(self, link: str) -> set[str]:
+        """The addresses that this host answers for on a link."""
+        return {
+            one["dst"] for one in json.loads(self.ip("-j", "neigh", "show", "proxy", "dev", link))
+        }
+
+    def setting(self, name: str) -> str:
+        """A sysctl, e.g. ``ipv4/conf/vif5.0/proxy_arp``."""
+        return self.run("cat", f"/proc/sys/net/{name}").stdout.strip()
 
     def links(self) -> dict[str, dict[str, Any]]:
         """Every link by name, as ``ip -j -d link`` describes it."""
@@ -89,6 +116,14 @@ class Netns:
         for name in names:
             if name in self.links():
                 self.ip("link", "delete", "dev", name)
+
+
+def enter(descriptor: int) -> None:
+    """setns(2), which Python has from 3.12 on."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.setns(descriptor, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 @contextlib.contextmanager

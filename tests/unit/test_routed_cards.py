@@ -1,0 +1,288 @@
+"""vif-route and vif-nat without a kernel: killed after each step, and refused at each."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from fakes_host import Killed, World
+from fakes_links import FakeLinks
+
+from hotplug.errors import BackendGoneError, HotplugError
+from hotplug.events import Action, Device, Event
+from hotplug.handlers import nat, route, table
+from hotplug.network import Change, Route
+
+DEVICE = Device("vif", 5, 0)
+MAC = "00:16:3e:00:00:05"
+MODULES = {"vif-route": route, "vif-nat": nat}
+MAIN = "192.0.2.1"
+
+
+class Cards:
+    """A host with a link to the outside, and a guest with one card."""
+
+    def __init__(self, tmp_path, script):
+        self.links = FakeLinks()
+        self.world = World(tmp_path, links=self.links)
+        self.links.life = self.world.life
+        self.script = script
+        self.outside = self.links.add("eth0")
+        self.links.add_address(self.outside, MAIN, 24)
+        self.links.change(self.outside, Change(up=True))
+        self.vif = self.links.add("vif5.0")
+        self.links.calls.clear()
+        self.keys = {"frontend-id": "5", "handle": "0", "mac": MAC, "state": "2"}
+
+    def has(self, **keys):
+        for name, value in {**self.keys, **keys}.items():
+            self.world.store.write(f"{DEVICE.path}/{name}", value.encode())
+        return self
+
+    def run(self, action, role="vif", note=lambda _: None):
+        name = "vif5.0-emu" if role == "tap" else "vif5.0"
+        variable = "INTERFACE" if role == "tap" else "vif"
+        words = (action, f"type_if={role}")
+        event = Event(action, DEVICE, self.script, words, {variable: name})
+        module = MODULES[self.script]
+        handler = module.online if action in (Action.ONLINE, Action.ADD) else module.offline
+        handler(dataclasses.replace(self.world.host(), note=note), event)
+
+    def online(self):
+        self.run(Action.ONLINE)
+
+    def offline(self):
+        self.run(Action.OFFLINE)
+
+    def reclaim(self):
+        event = Event(Action.RECLAIM, DEVICE)
+        table.handler(event)(self.world.host(), event)
+
+    def killed_after(self, steps):
+        """Whether it came to that."""
+        self.world.life.steps = steps
+        try:
+            self.online()
+        except Killed:
+            return True
+        finally:
+            self.world.life.steps = None
+        return False
+
+    @property
+    def status(self):
+        return self.world.store.read(f"{DEVICE.path}/hotplug-status")
+
+    @property
+    def state(self):
+        """Everything about the links that a test may compare."""
+        links = self.links
+        return (
+            sorted(links.links.values(), key=lambda link: link.index),
+            links.of_links,
+            sorted(links.table, key=str),
+            links.neighbours,
+            links.proxied,
+            links.arp_proxies,
+        )
+
+    @property
+    def is_clean(self):
+        """Whether nothing is left that would outlive the link, or serve it."""
+        links = self.links
+        vif = links.get(self.vif.index)
+        left = [vif.up, links.addresses(vif), links.routes(vif), links.neighbours, links.proxied]
+        return not any(left) and self.world.journal(DEVICE) is None
+
+
+ADDRESSES = {
+    "vif-route": "10.0.0.2 10.1.0.0/16 2001:db8::2 2001:db8:1::/64",
+    "vif-nat": "10.0.0.2",
+}
+
+
+@pytest.fixture(params=sorted(MODULES))
+def make(request, tmp_path):
+    """Hosts of the same kind, one after the other."""
+    count = itertools.count()
+
+    def new():
+        folder = tmp_path / str(next(count))
+        folder.mkdir()
+        return Cards(folder, request.param).has(ip=ADDRESSES[request.param])
+
+    return new
+
+
+def test_route_does_as_said(tmp_path):
+    cards = Cards(tmp_path, "vif-route").has(ip=ADDRESSES["vif-route"])
+    cards.online()
+    assert cards.links.routes(cards.vif) == [
+        Route("10.0.0.2/32", 2, MAIN),
+        Route("10.1.0.0/16", 2, MAIN),
+        Route("2001:db8::2/128", 2),
+        Route("2001:db8:1::/64", 2),
+    ]
+    index = cards.vif.index
+    assert cards.links.neighbours == {(index, "10.0.0.2"): MAC, (index, "2001:db8::2"): MAC}
+    assert cards.links.proxied == {(cards.outside.index, "2001:db8::2")}
+    assert cards.status == b"connected"
+
+
+def test_an_event_is_few_requests(make):
+    """One for the link itself, whatever it needs."""
+    cards = make()
+    cards.online()
+    assert cards.links.calls.count("change") == 1
+    assert cards.links.calls.index("add_neighbour") < cards.links.calls.index("change")
+
+
+def test_killed_after_each_step_and_run_again(make):
+    whole = make()
+    whole.online()
+    for steps in itertools.count(1):
+        cards = make()
+        if not cards.killed_after(steps):
+            break
+        assert cards.status is None
+        cards.online()
+        assert cards.state == whole.state
+        assert cards.status == b"connected"
+    assert steps > 4
+
+
+def test_killed_after_each_step_and_taken_back(make):
+    for steps in itertools.count(1):
+        cards = make()
+        came_to_that = cards.killed_after(steps)
+        cards.offline()
+        assert cards.is_clean
+        if not came_to_that:
+            break
+
+
+def test_killed_after_each_step_and_reclaimed(make):
+    """The backend went and nobody asked: what outlives the link is taken back."""
+    for steps in itertools.count(1):
+        cards = make()
+        came_to_that = cards.killed_after(steps)
+        cards.world.store.remove(DEVICE.path)
+        cards.links.remove(cards.vif)
+        cards.reclaim()
+        assert cards.links.proxied == set()
+        assert cards.world.journal(DEVICE) is None
+        if not came_to_that:
+            break
+
+
+OPERATIONS = ("change", "add_address", "add_neighbour", "replace_route", "proxy_arp")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_refused_at_each_step(make, operation):
+    cards = make()
+    cards.links.refused[operation] = 12  # ENOMEM
+    with pytest.raises(HotplugError, match=r"vif5\.0 cannot be set up: Cannot allocate memory"):
+        cards.online()
+    cards.links.refused.clear()
+    assert cards.status is None
+    if operation != "change":  # then the way back is refused as well
+        assert cards.is_clean
+
+
+def test_removal_goes_on_where_a_step_is_refused(make):
+    cards = make()
+    cards.online()
+    notes = []
+    cards.links.refused["flush_addresses"] = 12
+    cards.run(Action.OFFLINE, note=notes.append)
+    assert notes == ["vif5.0: Cannot allocate memory"]
+    assert not cards.links.get(cards.vif.index).up
+    assert cards.links.proxied == set()
+
+
+def test_backend_gone(make):
+    cards = make()
+    cards.world.store.remove(DEVICE.path)
+    with pytest.raises(BackendGoneError):
+        cards.online()
+    assert cards.is_clean
+    cards.offline()
+
+
+def test_link_gone_before_offline(make):
+    cards = make()
+    cards.online()
+    cards.links.remove(cards.vif)
+    cards.offline()
+    assert cards.links.proxied == set()
+    assert cards.world.journal(DEVICE) is None
+
+
+def test_other_addresses_the_next_time(tmp_path):
+    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2 2001:db8::2")
+    cards.online()
+    cards.has(ip="10.0.0.3 2001:db8::3")
+    cards.online()
+    assert cards.links.routes(cards.vif) == [
+        Route("10.0.0.3/32", 2, MAIN),
+        Route("2001:db8::3/128", 2),
+    ]
+    assert cards.links.proxied == {(cards.outside.index, "2001:db8::3")}
+
+
+def test_tap_beside_a_routed_vif(tmp_path):
+    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2 2001:db8::2")
+    tap = cards.links.add("vif5.0-emu")
+    cards.online()
+    cards.run(Action.ADD, "tap")
+    assert {r.metric for r in cards.links.routes(tap)} == {1}
+    assert {r.metric for r in cards.links.routes(cards.vif)} == {2}
+    cards.run(Action.REMOVE, "tap")
+    assert cards.links.routes(tap) == []
+    assert cards.links.proxied == {(cards.outside.index, "2001:db8::2")}  # the vif's
+    cards.offline()
+    assert cards.is_clean
+
+
+@pytest.mark.parametrize("number", [13, 22, 97])  # EACCES, EINVAL, EAFNOSUPPORT
+def test_a_host_without_ipv6(tmp_path, number):
+    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2 2001:db8::2")
+    refuse_ipv6(cards.links, number)
+    cards.online()
+    assert cards.status == b"connected"
+    assert cards.links.routes(cards.vif) == [Route("10.0.0.2/32", 2, MAIN)]
+
+
+def refuse_ipv6(links, number):
+    """Have what is about an IPv6 address fail."""
+    for name in ("replace_route", "add_neighbour", "proxy_neighbour"):
+        setattr(links, name, refusing(getattr(links, name), number))
+
+
+def refusing(operation, number):
+    def run(link, what, *more):
+        if ":" in getattr(what, "destination", what):
+            raise OSError(number, "no IPv6 here", link.name)
+        operation(link, what, *more)
+
+    return run
+
+
+@pytest.mark.parametrize("mac", ["", None])
+def test_no_mac_no_fixed_neighbour(tmp_path, mac):
+    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2", mac=mac or "")
+    if mac is None:
+        cards.world.store.remove(f"{DEVICE.path}/mac")
+    cards.online()
+    assert cards.links.neighbours == {}
+    assert cards.status == b"connected"
+
+
+def test_nat_without_ip_fixes_no_neighbour(tmp_path):
+    """Nothing says that the guest may not have several MACs there."""
+    cards = Cards(tmp_path, "vif-nat").has()
+    cards.online()
+    assert cards.links.neighbours == {}
+    assert cards.links.routes(cards.vif) == [Route("10.0.5.1/32", 0, "10.0.5.128")]

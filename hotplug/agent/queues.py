@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
 from hotplug.agent.deadline import GRACE
@@ -59,6 +58,30 @@ class Job:
         self.answer(outcome)
 
 
+class Worker:
+    """A thread, and the job that it is handed while it sleeps.
+
+    Each has a lock of its own to sleep on: a queue wakes one worker too many for every job, and
+    they would wait for each other to let go of the interpreter.
+    """
+
+    __slots__ = ("_awake", "_job")
+
+    def __init__(self) -> None:
+        self._awake = threading.Lock()
+        self._awake.acquire()
+        self._job: Job | None = None
+
+    def hand(self, job: Job | None) -> None:
+        self._job = job
+        self._awake.release()
+
+    def wait(self) -> Job | None:
+        """Sleep until there is a job; None: there is no need for this worker any more."""
+        self._awake.acquire()
+        return self._job
+
+
 class Queues:
     """All queues, and the workers."""
 
@@ -67,12 +90,12 @@ class Queues:
         self._crashed = False
         self._mutex = threading.Lock()
         self._waiting: dict[str, deque[Job]] = {}  # a key is there while one of its jobs runs
-        self._ready: SimpleQueue[Job | None] = SimpleQueue()
+        self._ready: deque[Job] = deque()  # those for which no worker was idle
         self._jobs: set[Job] = set()
         self._ends: list[tuple[float, int, Job]] = []  # a heap; also of jobs that are done
         self._submitted = 0
         self._workers = 0
-        self._idle = 0
+        self._idle: list[Worker] = []  # a stack: who worked last is still warm
         self._last_taken = 0.0
         self._waiting_since = 0.0
         self.finished = 0
@@ -92,26 +115,33 @@ class Queues:
             self._start(job)
 
     def _start(self, job: Job) -> None:
+        """Called with the mutex."""
         job.running = True
-        if self._ready.empty():
+        if self._idle:
+            self._idle.pop().hand(job)
+            return
+        if not self._ready:
             self._waiting_since = time.monotonic()
-        self._ready.put(job)
+        self._ready.append(job)
 
     def _add_worker(self) -> None:
         self._workers += 1
         threading.Thread(target=self._serve, name="worker", daemon=True).start()
 
     def _serve(self) -> None:
-        while True:
-            self._idle += 1
-            job = self._ready.get()
-            self._idle -= 1
-            if job is None:
-                with self._mutex:
-                    self._workers -= 1
-                return
+        worker = Worker()
+        while (job := self._next(worker)) is not None:
             self._last_taken = time.monotonic()
             self._work_on(job)
+        with self._mutex:
+            self._workers -= 1
+
+    def _next(self, worker: Worker) -> Job | None:
+        with self._mutex:
+            if self._ready:
+                return self._ready.popleft()
+            self._idle.append(worker)
+        return worker.wait()
 
     def _work_on(self, job: Job) -> None:
         try:
@@ -144,7 +174,7 @@ class Queues:
         now = time.monotonic()
         with self._mutex:
             late, next_end = self._late(now)
-            starved = not self._ready.empty()
+            starved = bool(self._ready)
             since = max(self._last_taken, self._waiting_since)
             if starved and now - since > STARVED and self._workers < MAX_WORKERS:
                 self._add_worker()
@@ -205,8 +235,10 @@ class Queues:
             self._end(job)
 
     def _shrink(self, now: float) -> None:
-        if now - self._last_taken > IDLE and self._idle > USUAL_WORKERS and self._ready.empty():
-            self._ready.put(None)
+        if now - self._last_taken > IDLE and len(self._idle) > USUAL_WORKERS:
+            with self._mutex:
+                if len(self._idle) > USUAL_WORKERS:
+                    self._idle.pop(0).hand(None)
 
     def drain(self, seconds: float) -> bool:
         """Wait until all is done; False if something still runs after ``seconds``.

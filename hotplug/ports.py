@@ -98,6 +98,14 @@ class Snapshot(Protocol):
         ...
 
 
+class Begun(Protocol):
+    """A transaction that the store was asked for ahead of its use."""
+
+    def run(self, body: Callable[[Snapshot], T]) -> T:
+        """Run ``body`` until its commit succeeds, as ``Store.transaction`` does."""
+        ...
+
+
 class Store(Protocol):
     """xenstore. None is absent, b"" is empty, PermissionError is forbidden."""
 
@@ -111,7 +119,11 @@ class Store(Protocol):
 
     def directory(self, path: str) -> list[str] | None: ...
 
-    def directory_many(self, paths: Sequence[str]) -> list[list[str] | None]: ...
+    def survey(
+        self, directories: Sequence[str], nodes: Sequence[str]
+    ) -> tuple[list[list[str] | PermissionError | None], list[bytes | PermissionError | None]]:
+        """Lists of children and values in one round trip; a refusal is a value in its place."""
+        ...
 
     def write(self, path: str, value: bytes) -> None: ...
 
@@ -121,6 +133,13 @@ class Store(Protocol):
 
     def transaction(self, body: Callable[[Snapshot], T]) -> T:
         """Run ``body`` until its commit succeeds; an exception in it aborts."""
+        ...
+
+    def begin(self) -> AbstractContextManager[Begun]:
+        """Ask for a transaction and do not wait: that spares a round trip if more is asked.
+
+        It is over when this is left, used or not.
+        """
         ...
 
 
@@ -133,6 +152,10 @@ class Loops(Protocol):
 
     def get(self, number: int) -> Loop | None:
         """What a loop device is bound to; None if it is free or does not exist."""
+        ...
+
+    def is_still(self, loop: Loop) -> bool:
+        """Whether a loop device is bound as it was: to the same file, for whom it was."""
         ...
 
     def below(self, device: Number) -> Loop | None:
@@ -221,8 +244,8 @@ class Holder:
 class Holders(Protocol):
     """Which backends hold which device: an index over the store."""
 
-    def refresh(self) -> None:
-        """Take in everything that was committed to the store before this call."""
+    def refresh(self, mine: Device | None = None) -> None:
+        """Take in all that was committed to the store before this call, but for one's own."""
         ...
 
     def of(self, number: Number) -> Sequence[Holder]: ...  # backends of any kind

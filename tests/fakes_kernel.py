@@ -118,6 +118,11 @@ class FakeLoops(Failing):
         self._called("get", number)
         return self.devices.get(number)
 
+    def is_still(self, loop):
+        self._called("is_still", loop)
+        now = self.devices.get(loop.number)
+        return now is not None and (now.backing, now.reference) == (loop.backing, loop.reference)
+
     def below(self, device):
         self._called("below", device)
         return self.devices.get(device.minor) if device.major == LOOP_MAJOR else None

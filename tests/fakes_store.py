@@ -13,6 +13,7 @@ Watch callbacks run in the thread that makes the change, before its call returns
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,14 @@ T = TypeVar("T")
 ATTEMPTS = 64
 PAYLOAD_MAX = 4096
 FORBIDDEN = (errno.EACCES, errno.EPERM)
+
+
+def refusal_or(ask: Callable[[], T]) -> T | PermissionError:
+    """What is answered, or why not."""
+    try:
+        return ask()
+    except PermissionError as error:
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,15 @@ class FakeStore:
         with self._operation() as tree:
             return self._directory_many(tree, paths)
 
+    def survey(
+        self, directories: Sequence[str], nodes: Sequence[str]
+    ) -> tuple[list[list[str] | PermissionError | None], list[bytes | PermissionError | None]]:
+        with self._operation() as tree:
+            return (
+                [refusal_or(lambda p=p: self._directory_many(tree, [p])[0]) for p in directories],
+                [refusal_or(lambda p=p: self._read_many(tree, [p])[0]) for p in nodes],
+            )
+
     def write(self, path: str, value: bytes) -> None:
         with self._operation() as tree:
             self._write(tree, path, value)
@@ -214,6 +232,10 @@ class FakeStore:
             if self._commit(copy, snapshot.start):
                 return result
         raise OSError(errno.EAGAIN, f"others changed the same part of the store {attempts} times")
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[FakeBegun]:
+        yield FakeBegun(self)
 
     def _commit(self, copy: Tree, start: Mapping[str, Node]) -> bool:
         with self._operation() as tree:
@@ -280,7 +302,7 @@ class FakeStore:
     def _operation(self) -> Operation:
         return Operation(self)
 
-    def begin(self) -> Tree:
+    def begin_operation(self) -> Tree:
         """Begin an operation; it may be one that is to fail."""
         failing = [error for after, error in self._failures if after == 0]
         self._failures = [(after - 1, error) for after, error in self._failures if after > 0]
@@ -348,7 +370,7 @@ class Operation:
     def __enter__(self) -> Tree:
         self._store._lock.acquire()
         try:
-            self._tree = self._store.begin()
+            self._tree = self._store.begin_operation()
         except BaseException:
             self._store._lock.release()
             raise
@@ -357,6 +379,16 @@ class Operation:
     def __exit__(self, *_: object) -> None:
         self._store._lock.release()
         self._store._fire(self._tree.changed)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeBegun:
+    """A transaction that was asked for; here it begins when it is run."""
+
+    store: FakeStore
+
+    def run(self, body: Callable[[FakeSnapshot], T], *, attempts: int = ATTEMPTS) -> T:
+        return self.store.transaction(body, attempts=attempts)
 
 
 class FakeSnapshot:

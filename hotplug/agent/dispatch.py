@@ -57,12 +57,18 @@ def event_of(invocation: Invocation, pid: int) -> Event | None:
     return invocation.event()
 
 
-def invoke(host: Host, logs: Logs, invocation: Invocation, deadline: EventDeadline) -> Outcome:
-    """Do what a script was run for."""
+def invoke(
+    host: Host,
+    logs: Logs,
+    invocation: Invocation,
+    deadline: EventDeadline,
+    known: Event | None = None,
+) -> Outcome:
+    """Do what a script was run for; ``known`` is what that is, if it was found out before."""
     if invocation.knows_no_backend:
         return without_backend(host, logs, invocation, deadline)
     try:
-        event = invocation.event()
+        event = known or invocation.event()
     except HotplugError as error:
         return failed(logs, invocation.script, error)
     if event is None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
 from hotplug.events import Device
 from hotplug.ports import Holder
@@ -35,7 +35,6 @@ KEYS = ("physical-device", "mode", "params")
 EVERYTHING = None  # among what is stale: read all anew
 Guest: TypeAlias = tuple[str, int]  # kind and domid: among what is stale, all that it has
 MAX_ROUNDS = 1000  # a store that changes under us a thousand times within one refresh is broken
-T = TypeVar("T")
 
 
 class StoreHolders:
@@ -47,6 +46,7 @@ class StoreHolders:
         self._barrier: Callable[[], None] | None = None
         self._mutex = threading.Lock()  # of the index; never held by the callback
         self._stale: deque[Device | Guest | None] = deque([EVERYTHING])  # its operations are atomic
+        self._todo: set[Device | Guest | None] = set()  # was in there, and is still to be read
         self._holders: dict[Device, Holder] = {}
         self._by_number: defaultdict[bytes, dict[Device, Holder]] = defaultdict(dict)
         self._hidden: set[str] = set()  # backends, guests or kinds that we may not read
@@ -81,7 +81,8 @@ class StoreHolders:
             self._stale.append(device)
         return None
 
-    def refresh(self) -> None:
+    def refresh(self, mine: Device | None = None) -> None:
+        """Take in everything that was committed before; ``mine`` may be left for the next one."""
         with self._mutex:
             if not self._watched:
                 self._read_everything()
@@ -90,46 +91,48 @@ class StoreHolders:
                 self._barrier()
             # One round trip brings the events of all that happened before. Reading what they
             # made stale is a round trip too, and may bring more.
+            is_behind = self._barrier is None
             for _ in range(MAX_ROUNDS):
-                self._read_stale()
-                if not self._stale:
+                self._take_notes()
+                wanted = self._todo if mine is None else self._todo - {mine}
+                if not (wanted or is_behind):
                     return
+                self._read(wanted)
+                self._todo = self._todo - wanted
+                is_behind = False
         raise OSError(f"xenstore keeps changing below {BASE}, its backends cannot be read")
 
-    def _read_stale(self) -> None:
-        taken: list[Device | Guest | None] = []
+    def _take_notes(self) -> None:
         while self._stale:
-            taken.append(self._stale.popleft())
-        try:
-            if EVERYTHING in taken:
-                self._read_everything()
-            elif taken:
-                self._read(taken)
-            elif self._barrier is None:
-                self._store.read_many([f"{BASE}/vbd"], forbidden_is_absent=True)
-        except BaseException:
-            self._stale.extend(taken)
-            raise
+            self._todo.add(self._stale.popleft())
+
+    def _read(self, wanted: set[Device | Guest | None]) -> None:
+        if EVERYTHING in wanted:
+            self._read_everything()
+            return
+        devices = {item for item in wanted if isinstance(item, Device)}
+        guests = {item for item in wanted if isinstance(item, tuple)}
+        if not (devices or guests):
+            self._store.survey((), [f"{BASE}/vbd"])  # for the events that it brings
+            return
+        hidden: set[str] = set()
+        listed, holders = look(self._store, guests, devices, hidden)
+        if more := set(listed) - devices:
+            holders += look(self._store, (), more, hidden)[1]
+        former, about = set(devices), {device.path for device in devices}
+        if guests:
+            former.update(d for d in self._holders if (d.kind, d.domid) in guests)
+            about.update(f"{BASE}/{kind}/{domid}" for kind, domid in guests)
+        self._replace(former, holders, hidden)
+        if hidden or self._hidden:
+            self._hidden = {path for path in self._hidden if not is_within(path, about)} | hidden
 
     def _read_everything(self) -> None:
         hidden: set[str] = set()
         devices = list_readable(self._store, KINDS, BASE, hidden)
-        holders = read_holders(self._store, devices, hidden)
+        holders = look(self._store, (), devices, hidden)[1]
         self._replace(list(self._holders), holders, hidden)
         self._hidden = hidden
-
-    def _read(self, stale: Iterable[Device | Guest | None]) -> None:
-        hidden: set[str] = set()
-        devices = {item for item in stale if isinstance(item, Device)}
-        former, about = set(devices), {device.path for device in devices}
-        if guests := {item for item in stale if isinstance(item, tuple)}:
-            former.update(d for d in self._holders if (d.kind, d.domid) in guests)
-            about.update(f"{BASE}/{kind}/{domid}" for kind, domid in guests)
-            devices.update(list_devices(self._store, guests, BASE, hidden))
-        holders = read_holders(self._store, devices, hidden)
-        self._replace(former, holders, hidden)
-        if hidden or self._hidden:
-            self._hidden = {path for path in self._hidden if not is_within(path, about)} | hidden
 
     def _replace(
         self, former: Iterable[Device], holders: Iterable[Holder], hidden: set[str]
@@ -179,62 +182,49 @@ def list_backends(store: Store, kinds: Sequence[str], base: str = BASE) -> list[
 def list_readable(store: Store, kinds: Sequence[str], base: str, hidden: set[str]) -> list[Device]:
     """The same; what we may not read is added to ``hidden``."""
     roots = {f"{base}/{kind}": kind for kind in kinds}
-    listings = ask_permitted(store.directory_many, list(roots), hidden)
+    listings, _ = store.survey(list(roots), ())
     guests = [
-        (roots[root], int(domid))
-        for root, listing in listings.items()
-        for domid in listing or ()
-        if domid.isdigit()
+        (roots[root], domid)
+        for root, listing in zip(roots, listings, strict=True)
+        for domid in numbers(root, listing, hidden)
     ]
-    return list_devices(store, guests, base, hidden)
+    return look(store, guests, (), hidden, base)[0]
 
 
-def list_devices(
-    store: Store, guests: Iterable[Guest], base: str, hidden: set[str]
-) -> list[Device]:
-    """Every backend of these guests, in one round trip."""
-    paths = {f"{base}/{kind}/{domid}": (kind, domid) for kind, domid in guests}
-    return [
-        Device(*paths[path], int(devid), base)
-        for path, listing in ask_permitted(store.directory_many, list(paths), hidden).items()
-        for devid in listing or ()
-        if devid.isdigit()
-    ]
-
-
-def read_holders(store: Store, devices: Iterable[Device], hidden: set[str]) -> list[Holder]:
-    """What backends hold, in one round trip."""
-    paths = {device.path: device for device in devices}
-    keys = [f"{path}/{key}" for path in paths for key in KEYS]
-    values = ask_permitted(store.read_many, keys, hidden, below=True)
-    return [
-        Holder(device, *(values[f"{path}/{key}"] or b"" for key in KEYS))
-        for path, device in paths.items()
-        if path not in hidden
-    ]
-
-
-def ask_permitted(
-    ask: Callable[[Sequence[str]], list[T]],
-    paths: list[str],
+def look(
+    store: Store,
+    guests: Iterable[Guest],
+    devices: Iterable[Device],
     hidden: set[str],
-    *,
-    below: bool = False,
-) -> dict[str, T]:
-    """Ask about paths; those that are refused go to ``hidden``, or with ``below`` their parents.
+    base: str = BASE,
+) -> tuple[list[Device], list[Holder]]:
+    """Which backends guests have, and what other backends hold, in one round trip."""
+    roots = {f"{base}/{kind}/{domid}": (kind, domid) for kind, domid in guests}
+    asked = list(devices)
+    keys = [f"{device.path}/{key}" for device in asked for key in KEYS]
+    listings, values = store.survey(list(roots), keys)
+    found = [
+        Device(*roots[root], devid, base)
+        for root, listing in zip(roots, listings, strict=True)
+        for devid in numbers(root, listing, hidden)
+    ]
+    holders = []
+    for index, device in enumerate(asked):
+        answers = values[index * len(KEYS) : (index + 1) * len(KEYS)]
+        known = [value or b"" for value in answers if not isinstance(value, PermissionError)]
+        if len(known) == len(KEYS):
+            holders.append(Holder(device, *known))
+        else:
+            hidden.add(device.path)
+    return found, holders
 
-    One more round trip for each of these; there should be none.
-    """
-    while paths:
-        try:
-            return dict(zip(paths, ask(paths), strict=True))
-        except PermissionError as error:
-            if error.filename not in paths:
-                raise
-            refused = error.filename.rpartition("/")[0] if below else error.filename
-            hidden.add(refused)
-            paths = [path for path in paths if not is_within(path, {refused})]
-    return {}
+
+def numbers(path: str, listing: list[str] | PermissionError | None, hidden: set[str]) -> list[int]:
+    """The children of a node that are numbers. One that may not be read is ``hidden``."""
+    if isinstance(listing, PermissionError):
+        hidden.add(path)
+        return []
+    return [int(name) for name in listing or () if name.isdigit()]
 
 
 def is_within(path: str, subtrees: Iterable[str]) -> bool:

@@ -386,7 +386,8 @@ class Agent:
             client.abandon = job.deadline.abandon
 
     def _invoke(self, invocation: Invocation, event: Event, deadline: EventDeadline) -> Outcome:
-        return self._done(event, dispatch.invoke(self.host, self.logs, invocation, deadline))
+        outcome = dispatch.invoke(self.host, self.logs, invocation, deadline, event)
+        return self._done(event, outcome)
 
 
 def run(settings: Config, *, driver_domain: bool) -> int:

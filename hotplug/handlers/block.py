@@ -18,7 +18,7 @@ from hotplug.ports import Write
 if TYPE_CHECKING:
     from hotplug.events import Device, Event
     from hotplug.handlers.targets import Attached
-    from hotplug.ports import Entry, Host, Snapshot
+    from hotplug.ports import Begun, Entry, Host, Snapshot
 
 
 # A program of others writes physical-device itself, and blkback may connect there and then.
@@ -55,11 +55,11 @@ def add(host: Host, event: Event) -> None:
         host.deadline.check()
         attached = attach(entry, undo)
         host.deadline.stage("waiting for the lock 'block'")
-        with host.locks.hold("block", host.deadline):
+        with host.locks.hold("block", host.deadline), host.store.begin() as begun:
             host.deadline.stage("asking xenstore who else uses the disk")
-            host.holders.refresh()
+            host.holders.refresh(device)
             attached.refuse_sharing()
-            commit(host, disk, attached, undo)
+            commit(host, disk, attached, begun, undo)
         attached.verify()
         undo.pop_all()
 
@@ -90,7 +90,9 @@ def repair(host: Host, event: Event) -> Disk:
     return disk
 
 
-def commit(host: Host, disk: Disk, attached: Attached, undo: contextlib.ExitStack) -> None:
+def commit(
+    host: Host, disk: Disk, attached: Attached, begun: Begun, undo: contextlib.ExitStack
+) -> None:
     """Tell the guest where its disk is.
 
     If the store breaks off or falls silent in the commit, nobody knows whether the guest was told:
@@ -100,13 +102,13 @@ def commit(host: Host, disk: Disk, attached: Attached, undo: contextlib.ExitStac
 
     def body(store: Snapshot) -> None:
         nonlocal told
-        connect(store, disk, attached)
+        connect(host, store, disk, attached)
         told = True
 
     host.deadline.stage("writing to xenstore")
     try:
         with host.deadline.committing():
-            host.store.transaction(body)
+            begun.run(body)
     except (ConnectionError, TimeoutError):
         if told:
             undo.pop_all()
@@ -126,14 +128,17 @@ def retract(host: Host, device: Device, undo: contextlib.ExitStack) -> None:
         raise
 
 
-def connect(store: Snapshot, disk: Disk, attached: Attached) -> None:
-    """Write the device and ``connected``, if the backend still waits for it."""
+def connect(host: Host, store: Snapshot, disk: Disk, attached: Attached) -> None:
+    """Write the device and ``connected``, if the backend still waits for it.
+
+    Whether it is there is asked outside: in here, our own changes have made it by then.
+    """
     base = disk.device.path
-    guards = [base, f"{base}/state", f"{base}/physical-device"]
+    guards = [f"{base}/state", f"{base}/physical-device"]
     changes = [Write(f"{base}/{key}", value) for key, value in attached.keys.items()]
     changes += [Write(f"{base}/hotplug-status", CONNECTED), Write(f"{base}/hotplug-error", None)]
-    there, state, physical = store.read_and_apply(guards, changes)
-    if there is None:
+    state, physical = store.read_and_apply(guards, changes)
+    if state is None and host.store.read(base) is None:
         raise BackendGoneError(f"{base} was removed while its disk was being attached")
     if attached.written is None or state not in STARTED:
         refuse_state(disk.device, state)

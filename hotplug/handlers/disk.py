@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 INIT_WAIT = b"2"  # XenbusStateInitWait: the backend waits to be told its device
 CONNECTED = b"connected"
 WISHES = (
-    "",  # the backend itself: whether it is there
     "type",
     "params",
     "mode",
@@ -76,7 +75,7 @@ class Disk:
         values = keys_of(store, device, WISHES)
         if values["physical-device"] is not None or device.kind == "vbd3":  # which has no number
             values |= keys_of(store, device, ANSWERS)
-        if values[""] is None:
+        if all(value is None for value in values.values()) and store.read(device.path) is None:
             raise BackendGoneError(f"there is no backend {device}; was the device removed?")
         has_device = values["physical-device"]  # then stock does not ask whose disk it is
         for key in ("params", "mode") if has_device else ("params", "mode", "frontend-id"):
@@ -111,8 +110,7 @@ class Disk:
 
 def keys_of(store: Store, device: Device, keys: tuple[str, ...]) -> dict[str, bytes | None]:
     base = device.path
-    paths = [f"{base}/{key}" if key else base for key in keys]
-    return dict(zip(keys, store.read_many(paths), strict=True))
+    return dict(zip(keys, store.read_many([f"{base}/{key}" for key in keys]), strict=True))
 
 
 def retraction(device: Device) -> list[Write]:

@@ -167,6 +167,11 @@ class KernelLoops:
                 return loop
             raise
 
+    def is_still(self, loop: Loop) -> bool:
+        """Whether a loop device is bound as it was; nobody is asked if we are sure of it."""
+        now = self._index.current(loop.number) or self.get(loop.number)
+        return now is not None and (now.backing, now.reference) == (loop.backing, loop.reference)
+
     def below(self, device: Number) -> Loop | None:
         """The loop device that a block device is, or is a partition of."""
         number = loop_sysfs.number_of(device.major, device.minor)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096  # clients that wait for us to accept; net.core.somaxconn cuts it
 CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+ANSWERING = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 GONE = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
 
 
@@ -57,7 +58,7 @@ class Connection:
         """Send the one answer; a client that went away is none of our business."""
         self.abandon = nothing
         with contextlib.suppress(OSError):
-            self._socket.send(wire.pack_reply(status, text), socket.MSG_NOSIGNAL)
+            self._socket.send(wire.pack_reply(status, text), ANSWERING)
 
     def close(self) -> None:
         self._socket.close()
@@ -92,7 +93,6 @@ class ControlSource:
             client, _ = self._listener.accept()
         except OSError:
             return  # it went away, or we are out of descriptors: it waits until some are free
-        client.setblocking(False)
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
         pid, uid, _ = CREDENTIALS.unpack(credentials)
         connection = Connection(client, pid)
@@ -118,7 +118,7 @@ class ControlSource:
 
     def _receive(self, connection: Connection, client: socket.socket, *, new: bool) -> None:
         try:
-            packet = client.recv(wire.MAX_PACKET)
+            packet = client.recv(wire.MAX_PACKET, socket.MSG_DONTWAIT)
         except BlockingIOError:  # it has connected and not spoken yet
             if new:
                 self._poll.register(client, select.EPOLLIN | select.EPOLLRDHUP)
@@ -129,13 +129,14 @@ class ControlSource:
             self._end(client.fileno())
             connection.abandon()
             return
-        (self._poll.register if new else self._poll.modify)(client, select.EPOLLRDHUP)
         try:
             request = wire.unpack_request(packet)
         except wire.WireError as error:
             connection.answer(1, f"xen-hotplug: {error}".encode())
-            return
-        self._serve(connection, request)
+        else:
+            self._serve(connection, request)
+        # While somebody works on it already. That it has gone meanwhile shows all the same.
+        (self._poll.register if new else self._poll.modify)(client, select.EPOLLRDHUP)
 
     def _end(self, descriptor: int) -> None:
         known = self._connections.pop(descriptor, None)

@@ -6,8 +6,8 @@ story, ``connection`` for how requests travel.
 
 from __future__ import annotations
 
-from errno import EAGAIN, EEXIST, EINVAL
-from time import monotonic, monotonic_ns, sleep
+from errno import EEXIST, EINVAL
+from time import monotonic
 
 from hotplug.xenstore import operations, transport
 from hotplug.xenstore.connection import Batch, Connection
@@ -35,7 +35,7 @@ from hotplug.xenstore.protocol import (
     pack_permissions,
     unpack_permissions,
 )
-from hotplug.xenstore.transaction import Transaction
+from hotplug.xenstore.transaction import ATTEMPTS, Begun
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,13 +44,11 @@ if TYPE_CHECKING:
 
     from hotplug.xenstore.connection import Callback
     from hotplug.xenstore.protocol import Permission, Request
+    from hotplug.xenstore.transaction import Transaction
 
     T = TypeVar("T")
 
 TIMEOUT = 30.0  # seconds; a healthy xenstored answers in well under a millisecond
-ATTEMPTS = 64  # at a transaction. With the pauses below this is about a second of losing
-FIRST_PAUSE = 0.0002  # seconds, doubled with every attempt
-LONGEST_PAUSE = 0.02  # seconds
 FENCE = "domid"  # any path will do, even of an absent node
 
 
@@ -104,6 +102,12 @@ class Client:
         """The names of the children of nodes, in one round trip as long as each fits 4 KiB."""
         return operations.directory_many(self._connection, NO_TRANSACTION, paths)
 
+    def survey(
+        self, directories: Sequence[str], nodes: Sequence[str]
+    ) -> tuple[list[list[str] | PermissionError | None], list[bytes | PermissionError | None]]:
+        """Lists of children and values in one round trip; a refusal is a value in its place."""
+        return operations.survey(self._connection, directories, nodes)
+
     def write(self, path: str, value: bytes) -> None:
         """Set the value of a node; it and its parents are created if need be."""
         ask(self._connection, WRITE, fit(self._connection, encode(path) + value, path), path)
@@ -156,20 +160,16 @@ class Client:
         It may run several times, so it should do nothing but read and change the store. OSError
         EAGAIN when others were faster in every attempt.
         """
-        for attempt in range(attempts):
-            if attempt:
-                # At random, so that two who collide do not do so again.
-                pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
-                sleep(pause * (monotonic_ns() % 1024) / 1024)
-            transaction = Transaction(self._connection)
-            try:
-                result = body(transaction)
-            except BaseException:
-                transaction.abort()
-                raise
-            if transaction.commit():
-                return result
-        raise OSError(EAGAIN, f"others changed the same part of xenstore {attempts} times")
+        return self.begin().run(body, attempts=attempts)
+
+    def begin(self) -> Begun:
+        """Ask for a transaction and do not wait for it: a round trip less, if more is asked first.
+
+        with store.begin() as begun:
+            value = store.read("outside/of/it")
+            begun.run(body)
+        """
+        return Begun(self._connection)
 
     # Watches
 

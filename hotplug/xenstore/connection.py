@@ -105,7 +105,7 @@ class Connection:
             for start in range(0, len(requests), window):
                 part = requests[start : start + window]
                 if pipelines:
-                    self._send(batch, start, part, transaction, deadline)
+                    self.send(batch, start, part, transaction, deadline)
                     self.wait(batch, deadline)
                 else:
                     self._take_turn(batch, start, part[0], transaction, deadline)
@@ -115,7 +115,7 @@ class Connection:
             raise timed_out(self.timeout, VERBS.get(kind, "answer"), path) from None
         return batch
 
-    def _send(
+    def send(
         self,
         batch: Batch,
         start: int,
@@ -123,7 +123,7 @@ class Connection:
         transaction: int,
         deadline: float,
     ) -> None:
-        """Send ``requests``, which are those of ``batch`` from ``start`` on."""
+        """Send ``requests``, those of ``batch`` from ``start`` on; ``wait`` has to follow."""
         if not self._sending.acquire(timeout=max(0.0, deadline - monotonic())):
             raise TimeoutError
         try:

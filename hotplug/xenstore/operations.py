@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from errno import E2BIG, EACCES, EAGAIN, ENOENT, ENOSYS, EPERM
+from time import monotonic
 
-from hotplug.xenstore.errors import ProtocolError, refused
+from hotplug.xenstore.connection import Batch
+from hotplug.xenstore.errors import ProtocolError, refused, timed_out
 from hotplug.xenstore.paths import encode
 from hotplug.xenstore.protocol import (
     ABORT,
@@ -66,9 +68,28 @@ def ask_unless_absent(connection: Connection, kind: int, payload: bytes, path: s
     return reply
 
 
-def start(connection: Connection) -> int:
-    """Start a transaction; its number."""
-    return int(ask(connection, *START, path="").rstrip(b"\0"))
+def begin(connection: Connection, deadline: float) -> Batch:
+    """Ask for a transaction. Whoever does must see to it that ``begun`` is called soon."""
+    if not connection.transport.pipelines:
+        return connection.exchange((START,), NO_TRANSACTION)
+    batch = Batch(1)
+    try:
+        connection.send(batch, 0, (START,), NO_TRANSACTION, deadline)
+    except TimeoutError:
+        raise timed_out(connection.timeout, VERBS[START[0]], "") from None
+    return batch
+
+
+def begun(connection: Connection, batch: Batch, deadline: float) -> int:
+    """The number of the transaction that ``begin`` asked for."""
+    try:
+        connection.wait(batch, deadline)
+    except TimeoutError:
+        raise timed_out(connection.timeout, VERBS[START[0]], "") from None
+    reply = batch.replies[0]
+    if reply is None:
+        raise refused(batch.refusals[0], VERBS[START[0]], "")
+    return int(reply.rstrip(b"\0"))
 
 
 def fit(connection: Connection, payload: bytes, path: str) -> bytes:
@@ -133,6 +154,32 @@ def directory_many(
     return listings
 
 
+def survey(
+    connection: Connection, directories: Sequence[str], nodes: Sequence[str]
+) -> tuple[list[list[str] | PermissionError | None], list[bytes | PermissionError | None]]:
+    """Children of nodes and values of nodes, all asked for at once; refusals in their places."""
+    requests = [(DIRECTORY, encode(path)) for path in directories]
+    requests += [(READ, encode(path)) for path in nodes]
+    batch = connection.exchange(requests, NO_TRANSACTION)
+    count = len(directories)
+    listings: list[list[str] | PermissionError | None]
+    listings = [None if reply is None else names(reply) for reply in batch.replies[:count]]
+    values: list[bytes | PermissionError | None] = [*batch.replies[count:]]
+    for index, number in batch.refusals.items():
+        if number == E2BIG and index < count:
+            listings[index] = _large_directory(connection, NO_TRANSACTION, directories[index])
+        elif number != ENOENT:
+            path = directories[index] if index < count else nodes[index - count]
+            error = refused(number, VERBS[requests[index][0]], path)
+            if not isinstance(error, PermissionError):
+                raise error
+            if index < count:
+                listings[index] = error
+            else:
+                values[index - count] = error
+    return listings, values
+
+
 def _large_directory(connection: Connection, transaction: int, path: str) -> list[str] | None:
     """List in parts; from the start again if the node changed in between."""
     for _ in range(RESTARTS):
@@ -141,7 +188,8 @@ def _large_directory(connection: Connection, transaction: int, path: str) -> lis
     if transaction:
         raise OSError(EAGAIN, f"changed {RESTARTS} times while xenstore listed it", path)
     # In a transaction nobody can change it. Not at once, since that is dearer for the daemon.
-    number = start(connection)
+    deadline = monotonic() + connection.timeout
+    number = begun(connection, begin(connection, deadline), deadline)
     try:
         return _large_directory(connection, number, path)
     finally:

@@ -1,4 +1,4 @@
-"""A transaction of the store, while it is open: what ``Client.transaction()`` gives its body.
+"""Transactions of the store: what ``Client.transaction()`` gives its body, and how it is run.
 
 Reads here see the store as it was when the transaction began plus its own changes. Nothing that was
 read here has changed when the commit succeeds. Changes are not sent together with the commit:
@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EAGAIN
+from time import monotonic, monotonic_ns, sleep
 
 from hotplug.xenstore import operations
 from hotplug.xenstore.errors import refused
@@ -17,10 +18,17 @@ from hotplug.xenstore.protocol import ABORT, COMMIT, TRANSACTION_END, VERBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Self, TypeVar
 
-    from hotplug.xenstore.connection import Connection
+    from hotplug.xenstore.connection import Batch, Connection
     from hotplug.xenstore.operations import Change
+
+    T = TypeVar("T")
+
+ATTEMPTS = 64  # at a transaction. With the pauses below this is about a second of losing
+FIRST_PAUSE = 0.0002  # seconds, doubled with every attempt
+LONGEST_PAUSE = 0.02  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +40,15 @@ class Write:
 
 
 class Transaction:
-    """Opened by its creation. Of use only until the body returns."""
+    """Asked for by its creation, and open by its first use. Of use until the body returns."""
 
-    __slots__ = ("_connection", "_number")
+    __slots__ = ("_asked", "_connection", "_deadline", "_number")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._number = operations.start(connection)
+        self._deadline = monotonic() + connection.timeout  # for the answer to the request for it
+        self._asked: Batch | None = operations.begin(connection, self._deadline)
+        self._number = 0
 
     def read(self, path: str) -> bytes | None:
         return self.read_many((path,))[0]
@@ -75,12 +85,51 @@ class Transaction:
 
     def abort(self) -> None:
         """End it without effect. Silent if even that fails: there is an error already."""
-        if self._number:
+        if self._asked or self._number:
             with suppress(OSError):
-                self._connection.exchange((ABORT,), self._number)
+                self._connection.exchange((ABORT,), self._open())
             self._number = 0
 
     def _open(self) -> int:
+        if self._asked:
+            asked, self._asked = self._asked, None
+            self._number = operations.begun(self._connection, asked, self._deadline)
         if not self._number:  # xenstored would answer ENOENT, as if all nodes were absent
             raise ValueError("this xenstore transaction has ended")
         return self._number
+
+
+class Begun:
+    """A transaction that was asked for ahead of its use: what is asked meanwhile needs no wait.
+
+    Use it in a ``with`` statement, at whose end it is over, whether it was used or not.
+    """
+
+    __slots__ = ("_connection", "_first")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._first = Transaction(connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._first.abort()
+
+    def run(self, body: Callable[[Transaction], T], *, attempts: int = ATTEMPTS) -> T:
+        """Run ``body`` until its commit succeeds, as ``Client.transaction()`` does."""
+        for attempt in range(attempts):
+            if attempt:
+                # At random, so that two who collide do not do so again.
+                pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
+                sleep(pause * (monotonic_ns() % 1024) / 1024)
+            transaction = Transaction(self._connection) if attempt else self._first
+            try:
+                result = body(transaction)
+            except BaseException:
+                transaction.abort()
+                raise
+            if transaction.commit():
+                return result
+        raise OSError(EAGAIN, f"others changed the same part of xenstore {attempts} times")

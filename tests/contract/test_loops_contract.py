@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 
 import pytest
 from fakes_kernel import FakeLoops, FakePaths
@@ -116,6 +117,18 @@ def test_detached(world):
     assert world.loops.backing_name(loop.number) != path
     assert world.loops.bound_to(loop.backing) == []
     assert loop not in world.loops.all()
+
+
+def test_still_bound_or_not(world):
+    path = world.file("a.img")
+    loop = attach(world, path, reference=b"ours")
+    assert world.loops.is_still(loop)
+    assert not world.loops.is_still(replace(loop, reference=b"theirs"))
+    assert world.loops.detach(loop.number, only_if=loop.__eq__)
+    world.wait_until_unbound()
+    assert not world.loops.is_still(loop)
+    attach(world, path, reference=b"again")  # the same device, where nobody else takes it
+    assert not world.loops.is_still(loop)
 
 
 def test_detached_twice(world):

@@ -298,8 +298,22 @@ def test_transactions_do_not_stay_open(store):
         with pytest.raises(KeyError):
             store.transaction(fail)
     # Where the last one was, there is none any more.
-    number = xenstore.Transaction(store._connection)._number
-    for earlier in range(number - 100, number):
+    assert_none_is_open(store, 100)
+
+
+def test_a_transaction_that_was_begun_in_vain_does_not_stay_open(store):
+    for _ in range(50):
+        with store.begin():
+            store.read("/a")
+        with pytest.raises(KeyError), store.begin():
+            raise KeyError
+    assert_none_is_open(store, 100)
+
+
+def assert_none_is_open(store, count):
+    """None of those before the next one."""
+    number = xenstore.Transaction(store._connection)._open()
+    for earlier in range(number - count, number):
         again = store._connection.exchange((protocol.ABORT,), earlier)
         assert again.refusals == {0: errno.ENOENT}
 

@@ -99,6 +99,16 @@ def test_many_of_which_some_are_forbidden(store, dom0):
     assert caught.value.filename == "/secret"
 
 
+def test_a_survey_of_which_some_is_forbidden(store, dom0):
+    dom0.write("/secret", b"hush")
+    store.write("mine/own", b"1")
+    listings, values = store.survey(["mine", "/secret"], ["/secret", "mine/own", "absent"])
+    assert (listings[0], values[1:]) == (["own"], [b"1", None])
+    for refused in (listings[1], values[0]):
+        assert isinstance(refused, PermissionError)
+        assert refused.filename == "/secret"
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -174,7 +174,41 @@ def test_permissions(store):
     assert caught.value.filename == "absent"
 
 
+def test_a_survey_lists_and_reads_at_once(store):
+    store.write("a/b", b"1")
+    store.mkdir("c")
+    assert store.survey(["a", "c", "d"], ["a/b", "a/d"]) == ([["b"], [], None], [b"1", None])
+    assert store.survey((), ()) == ([], [])
+
+
 # Transactions
+
+
+def test_a_transaction_that_was_asked_for_early(store, other):
+    with store.begin() as begun:
+        other.write("a", b"1")
+        assert store.read("a") == b"1"
+        assert begun.run(lambda snapshot: snapshot.read_and_apply(["a"], [Write("a", b"2")])) == [
+            b"1"
+        ]
+        assert other.read("a") == b"2"
+    assert store.read("a") == b"2"
+
+
+def test_an_early_one_runs_again_after_a_conflict(store, other):
+    runs = []
+
+    def body(snapshot):
+        seen = snapshot.read("a")
+        if not runs:
+            other.write("a", b"1")
+        runs.append(seen)
+        snapshot.apply([Write("b", b"2")])
+
+    with store.begin() as begun:
+        begun.run(body)
+    assert runs == [None, b"1"]
+    assert store.read("b") == b"2"
 
 
 def test_a_transaction_returns_what_its_body_returns(store):

@@ -107,7 +107,7 @@ class Wrapped:
 
     def _body(self, argument):
         """A transaction's body gets a store that asks, too."""
-        if self._name != "store" or not callable(argument):
+        if self._name not in ("store", "store.begin") or not callable(argument):
             return argument
 
         def body(snapshot):

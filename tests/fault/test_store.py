@@ -14,7 +14,8 @@ COMMIT = "snapshot, committed"
 REQUESTS = (
     "store.read_many",
     "holders.refresh",
-    "store.transaction",
+    "store.begin",
+    "store.begin.run",
     "snapshot.read_and_apply",
     COMMIT,
 )

@@ -20,13 +20,9 @@ class CountingStore(FakeStore):
         super().__init__(**options)
         self.requests = []
 
-    def read_many(self, paths, **options):
-        self.requests.append(list(paths))
-        return super().read_many(paths, **options)
-
-    def directory_many(self, paths):
-        self.requests.append(list(paths))
-        return super().directory_many(paths)
+    def survey(self, directories, nodes):
+        self.requests.append([*directories, *nodes])
+        return super().survey(directories, nodes)
 
 
 def disk(store, domid, number="fd:3", *, kind="vbd", devid=51712):
@@ -92,6 +88,52 @@ def test_a_guest_that_goes_costs_no_reading_of_others(store, index):
     store.remove("backend/vbd/7")
     assert asked(store, index) == ["backend/vbd/7"]
     assert users(index) == [5]
+
+
+def test_a_guest_that_goes_with_its_disk_costs_one_round_trip(store, index):
+    """Its directory is listed while its disks, and those of others, are read."""
+    disk(store, 5)
+    disk(store, 7)
+    index.refresh()
+    store.remove("backend/vbd/7/51712")
+    store.remove("backend/vbd/7")
+    disk(store, 6)
+    asked(store, index)
+    assert len(store.requests) == 1
+    assert users(index) == [5, 6]
+
+
+def test_what_a_guest_has_now_is_read_too(store):
+    """An event of its directory is enough: there may be none of its disks."""
+    index = StoreHolders(store)
+    index.watched(None)
+    index.refresh()
+    disk(store, 7)
+    index.changed("backend/vbd/7")
+    index.refresh()
+    assert users(index) == [7]
+
+
+def test_ones_own_disk_is_left_for_the_next(store, index):
+    """Who adds a disk need not know his own; the next one must."""
+    disk(store, 5)
+    index.refresh()
+    mine = disk(store, 6)
+    store.requests.clear()
+    index.refresh(mine)
+    assert store.requests == [["backend/vbd"]]
+    index.refresh(mine)
+    assert users(index) == [5]
+    other = disk(store, 7)
+    index.refresh(other)
+    assert users(index) == [5, 6]
+
+
+def test_a_first_look_at_everything_leaves_nobody_out(store, index):
+    mine = disk(store, 5)
+    disk(store, 6)
+    index.refresh(mine)
+    assert users(index) == [5, 6]
 
 
 def test_a_disk_that_is_given_another_device(store, index):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+import time
 
 import pytest
 
@@ -433,6 +434,64 @@ def test_a_list_that_does_not_fit_comes_in_parts(client, script):
         (protocol.DIRECTORY_PART, b"large\x000\0"),
         (protocol.DIRECTORY_PART, b"large\x005\0"),
     ]
+
+
+def test_a_survey_with_a_list_that_does_not_fit(client, script):
+    script.plan = [no("E2BIG"), no("EACCES"), (protocol.READ, b"value"), no("ENOENT")]
+    script.plan += [part(7, b"a\0\0")]
+    listings, values = client.survey(["large", "secret"], ["full", "absent"])
+    assert listings[0] == ["a"]
+    assert isinstance(listings[1], PermissionError)
+    assert values == [b"value", None]
+
+
+def test_a_survey_that_fails_otherwise(client, script):
+    script.plan = [(protocol.DIRECTORY, b""), no("EIO")]
+    with pytest.raises(OSError, match="refused to read") as caught:
+        client.survey(["a"], ["b"])
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, "b")
+
+
+def test_who_asks_for_a_transaction_early_does_not_wait(client, peer):
+    def body(snapshot):
+        peer.answer(3, b"inside")
+        value = snapshot.read("b")
+        peer.answer(4, b"OK\0", protocol.TRANSACTION_END)
+        return value
+
+    with client.begin() as begun:
+        assert [kind for kind, _, _ in peer.requests()] == [protocol.TRANSACTION_START]
+        peer.answer(1, b"7\0", protocol.TRANSACTION_START)
+        peer.answer(2, b"value")
+        assert client.read("a") == b"value"
+        assert begun.run(body) == b"inside"
+    assert [kind for kind, _, _ in peer.requests()] == [
+        protocol.READ,
+        protocol.READ,
+        protocol.TRANSACTION_END,
+    ]
+
+
+def test_an_early_transaction_that_is_refused(client, script):
+    script.plan = [no("ENOSPC")]
+    with client.begin() as begun, pytest.raises(OSError, match="start a transaction") as caught:
+        begun.run(lambda snapshot: snapshot.read("a"))
+    assert caught.value.errno == errno.ENOSPC
+    assert len(script.requests) == 1
+
+
+def test_an_early_transaction_that_is_not_answered(impatient, peer):
+    with impatient.begin() as begun, pytest.raises(TimeoutError, match="start a transaction"):
+        begun.run(lambda snapshot: snapshot.read("a"))
+
+
+def test_a_silent_daemon_is_waited_for_once(impatient, peer):
+    """Who gave up on an answer does not wait as long again to end the transaction."""
+    impatient._connection.timeout = 0.2
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="asked to read"), impatient.begin():
+        impatient.read("a")
+    assert time.monotonic() - began < 0.35
 
 
 def test_a_list_that_changes_is_read_again(client, script):

@@ -50,8 +50,7 @@ def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> A
 
         def verify() -> None:
             host.deadline.stage(f"looking at {path} once more")
-            now = host.loops.get(loop.number)
-            if now is None or (now.backing, now.reference) != (file_id, loop.reference):
+            if not host.loops.is_still(loop):
                 raise HotplugError(f"{loop.path} was taken away while {path} was being attached")
             refuse_replaced(located)
 

@@ -5,6 +5,8 @@ dead disks wait for an answer, whatever happens (Linux 6.18, request_wait_answer
 Whoever started a process waits for its end. So the work is done by a child, and its parent
 can answer and go in time. When the parent goes, or is killed, the child is killed, too; whatever
 it was doing in the kernel comes to its end, and nothing follows.
+
+Nothing, except what ``leave`` leaves behind: that is a process on its own.
 """
 
 from __future__ import annotations
@@ -49,14 +51,14 @@ class Child:
     def answer(self, seconds: float) -> bytes | None:
         """Wait for the end of the work; None if it takes longer, or if the child has died.
 
-        WorkError if the work raised anything.
+        WorkError if the work raised anything. What was said in time is heard in any case.
         """
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._socket.settimeout(left)
+        while True:
+            self._socket.settimeout(max(0.0, until - time.monotonic()))
             try:
                 message = self._socket.recv(LARGEST_MESSAGE)
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 break
             if not message:
                 break
@@ -73,21 +75,27 @@ class Child:
         """End the child; False if that takes longer, because it hangs in the kernel."""
         if not self.has_ended():
             os.kill(self.pid, signal.SIGKILL)
-        until = time.monotonic() + seconds
-        while not self.has_ended():
-            if time.monotonic() > until:
-                return False
-            time.sleep(DYING)
-        return True
+        self._ended = self._ended or ends(self.pid, seconds)
+        return self._ended
 
     def has_ended(self) -> bool:
         """Whether no thread of it is left; one that hangs may outlive the answer."""
-        if not self._ended:
-            try:
-                self._ended = os.waitpid(self.pid, os.WNOHANG) != (0, 0)
-            except ChildProcessError:
-                self._ended = True  # SIGCHLD is ignored, so that nobody hears of it
+        self._ended = self._ended or ends(self.pid, 0)
         return self._ended
+
+
+def ends(pid: int, seconds: float) -> bool:
+    """Whether a process that we started ends within that time; if so, it is no zombie any more."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                return True
+        except ChildProcessError:
+            return True  # SIGCHLD is ignored, so that nobody hears of it
+        if time.monotonic() >= until:
+            return False
+        time.sleep(DYING)
 
 
 def start(work: Callable[[Tell], bytes]) -> Child:
@@ -105,6 +113,31 @@ def start(work: Callable[[Tell], bytes]) -> Child:
     try:
         ours.close()
         theirs.send(outcome(work, theirs))
+    finally:
+        os._exit(0)
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait for the end of a process that need not be our child; its number is still its own."""
+    import select  # noqa: PLC0415 - hardly ever needed, and every run of a script pays for it
+
+    end = select.poll()
+    try:
+        end.register(os.pidfd_open(pid), select.POLLIN)
+    except ProcessLookupError:
+        return  # that was soon
+    end.poll()
+
+
+def leave(work: Callable[[], object]) -> int:
+    """Let a process do it that goes on when we go, and of which our caller knows nothing."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        let_go_of_caller()
+        work()
     finally:
         os._exit(0)
 

@@ -3,7 +3,8 @@
 Same handlers, same outcome, no indexes: sharing is looked up by reading the store through. The
 thin client execs this, so what is imported here is paid for by every disk; a test holds the list.
 A child does the work while this process watches the clock, because what hangs in the kernel
-cannot be interrupted, and the toolstack's SIGKILL would leave no text.
+cannot be interrupted, and the toolstack's SIGKILL would leave no text. What it leaves behind when
+it is given up is taken back by a process that may outlive both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hotplug.events import Action, Event
 from hotplug.invocation import Invocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from hotplug.client.child import Tell
     from hotplug.config import Config
@@ -162,14 +163,23 @@ def supervise(
         deadline.what = doing(worker)
         error = HotplugError(f"the run was stopped ({stopped}) while {deadline.what}")
         status = BY_SIGNAL + stopped.number
-    has_ended = worker.kill(LAST_WORDS)
-
-    def tidy(event: Event) -> None:
-        if has_ended:
-            reclaim(host.build(settings), logs, event)
-
-    outcome = leave_word(logs, invocation, error, retract=worker.note[:1] == b"1", then=tidy)
+    worker.kill(LAST_WORDS)
+    outcome = late_outcome(worker)
+    if outcome is not None:
+        return outcome
+    outcome = leave_word(logs, invocation, error, retract=worker.note[:1] == b"1")
+    tidy_up(settings, logs, invocation, worker)
     return outcome if status == 1 else Outcome(status, outcome.text)
+
+
+def late_outcome(worker: child.Child) -> Outcome | None:
+    """What the child said while we gave it up; above all, whether it got to the commit."""
+    with contextlib.suppress(child.WorkError):
+        answer = worker.answer(0)
+        if answer is not None:
+            status, text = wire.unpack_reply(answer)
+            return Outcome(status, os.fsdecode(text))
+    return None
 
 
 def answer_of(worker: child.Child, seconds: float) -> bytes | None:
@@ -223,11 +233,37 @@ def work(settings: Config, logs: Logs, invocation: Invocation, deadline: EventDe
         raise HotplugError(f"xenstore: {error}") from error
 
 
-def reclaim(built: Host, logs: Logs, event: Event) -> None:
-    """Take back what the store does not know of.
+def tidy_up(settings: Config, logs: Logs, invocation: Invocation, worker: child.Child) -> None:
+    """Take back what the store does not know of; it may take longer than our caller waits.
 
-    Without an agent nobody else would do it before the next run for this device.
+    Without an agent nobody else would do it before the next run for this device. A child that
+    hangs in the kernel may attach something yet, so its end comes first.
     """
+    try:
+        event = invocation.event()
+    except HotplugError:
+        return
+    if event is None:
+        return
+    has_ended = worker.has_ended()
+
+    def tidy() -> None:
+        if not has_ended:
+            child.wait_for_end(worker.pid)
+        reclaim(host.build(settings), logs, event)
+
+    try:
+        pid = child.leave(tidy)
+    except OSError:  # no room for a process: at least try
+        if has_ended:
+            with contextlib.suppress(Exception):
+                tidy()
+        return
+    if has_ended:
+        child.ends(pid, LAST_WORDS)
+
+
+def reclaim(built: Host, logs: Logs, event: Event) -> None:
     again = Event(Action.RECLAIM, event.device, event.script)
     dispatch.run(built, logs, again, EventDeadline(built.config.deadline))
 
@@ -238,7 +274,6 @@ def leave_word(
     error: HotplugError,
     *,
     retract: bool = False,
-    then: Callable[[Event], None] | None = None,
 ) -> Outcome:
     """Report a failure that no handler could report, in a time that the toolstack has left."""
     if invocation.is_probe:
@@ -250,8 +285,6 @@ def leave_word(
             return
         with xenstore.connect(timeout=LAST_WORDS) as store:
             store.transaction(lambda found: dispatch.report(found, event, error, retract=retract))
-        if then is not None:
-            then(event)
 
     def try_to_write() -> None:
         with contextlib.suppress(Exception):  # then the text on stderr has to do

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from harness import control, leaks, xenstored
+from harness import control, leaks, loops, xenstored
 from harness.locks import wait_until
 from harness.store import Store
 
@@ -119,6 +119,28 @@ def test_the_store_hangs(request, place, kind, step, steps, file_scenario, holds
     assert runner.remove(backend).status == 0
     holds(settled=True)
     goes_on(runner, backend)
+
+
+@pytest.mark.parametrize("step", [step for step in REQUESTS[1:] if step != COMMIT])
+def test_a_run_that_gave_up_on_the_store_tidies_up(
+    request, place, step, steps, file_scenario, files, thawed
+):
+    """Nobody else would, without an agent: also if that takes longer than the toolstack waits."""
+    place.configure(deadline=1.5)
+    runner = request.getfixturevalue("asking_oneshot")
+    backend, run = file_scenario.stop_before(runner, step)
+    assert loops.below(files)
+    freeze(place)
+    steps.go()
+    steps.forget()
+    assert run.process.wait(10) == 1
+    assert loops.below(files)
+    thaw(place)
+    run.wait()
+    runner.faults.clear()  # the text cannot be in a store that does not answer
+    wait_until(lambda: not loops.below(files), "it is taken back")
+    wait_until(lambda: not list((place.rundir / "journal").iterdir()), "and forgotten")
+    assert backend.read("physical-device") is None
 
 
 @pytest.mark.parametrize("kind", ["agent", "oneshot"])

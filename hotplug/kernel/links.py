@@ -52,7 +52,7 @@ class KernelLinks:
     def _kernel(self) -> Rtnetlink:
         with self._mutex:
             if self._channel is None:
-                from hotplug.kernel.rtnetlink import Rtnetlink  # noqa: PLC0415 - takes 150 ms
+                from hotplug.kernel.rtnetlink import Rtnetlink  # noqa: PLC0415 - takes 40 ms
 
                 self._channel = Rtnetlink()
             return self._channel
@@ -240,14 +240,19 @@ def is_news_of(news: socket, name: str, seconds: float) -> bool:
         if error.errno != errno.ENOBUFS:
             raise
         return True  # some were lost
-    return any(message.get_attr("IFLA_IFNAME") == name for message in changed_links(data))
+    return any(name_of(message) == name for message in changed_links(data))
+
+
+def name_of(message: Any) -> str:
+    """Any bytes; pyroute2 leaves them as they are if they are no UTF-8."""
+    return os.fsdecode(message.get_attr("IFLA_IFNAME"))
 
 
 def link_of(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
     return Link(
         index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
+        name=name_of(message),
         kind=(info.get_attr("IFLA_INFO_KIND") if info else "") or "",
         mac=message.get_attr("IFLA_ADDRESS") or "",
         mtu=message.get_attr("IFLA_MTU"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # What a script for network cards may be told besides xenstore. Nothing of it is evaluated.
-PARAMETERS = frozenset({"bridge", "dhcp", "ip", "mtu", "netdev", "type_if", "vifname"})
+PARAMETERS = frozenset({"bridge", "dhcp", "ip", "netdev", "type_if"})
 
 # A domid fits 16 bits; a devid is a 32-bit device number or a small handle.
 BASE = "backend"

@@ -124,6 +124,8 @@ class Invocation:
 
     def _vif(self, action: Action) -> Device:
         device = self._backend(action)
+        if device.kind != "vif":
+            raise UsageError(f"{action}: {device} is no network card; XENBUS_PATH must name one")
         if not self.variables.get("vif"):
             raise UsageError(f"{action}: vif is not set; it must name the interface, e.g. vif5.0")
         return device

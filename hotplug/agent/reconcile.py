@@ -22,7 +22,7 @@ from hotplug.handlers.sharing import reference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from hotplug.ports import Host, Loop
+    from hotplug.ports import Entry, Host, Loop
 
 Refused: TypeAlias = "Callable[[Device, PermissionError], object]"
 
@@ -48,13 +48,21 @@ def unwanted_entries(host: Host, refused: Refused) -> Iterator[Leak]:
         with claim as entry:
             attachment = entry.attachment
             try:
-                is_leak = attachment is not None and not is_wanted(host, device)
+                is_leak = attachment is not None and is_unwanted(host, device, entry)
             except PermissionError as error:
                 refused(device, error)
                 continue
         if attachment is not None and is_leak:
             path = attachment.facts.get("path", "")
             yield Leak(device, None, f"{attachment.target} {path}".strip())
+
+
+def is_unwanted(host: Host, device: Device, entry: Entry) -> bool:
+    if device.kind == "vif":
+        from hotplug.handlers import vif  # noqa: PLC0415 - who has no cards shall not pay for them
+
+        return bool(vif.unwanted(host, device, entry))
+    return not is_wanted(host, device)
 
 
 def unknown_loops(host: Host, refused: Refused) -> Iterator[Leak]:

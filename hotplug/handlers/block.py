@@ -172,12 +172,7 @@ def reclaim(host: Host, event: Event) -> None:
 
 
 def is_wanted(host: Host, device: Device) -> bool:
-    """Whether a backend is there and was given its device; of a network card, whether it is there.
-
-    A card's ``hotplug-status`` goes when its driver is unbound, and with some kernels before.
-    """
-    if device.kind == "vif":
-        return host.store.read(device.path) is not None
+    """Whether a backend is there and was given its device."""
     keys = ("physical-device", "hotplug-status")
     physical, status = host.store.read_many([f"{device.path}/{key}" for key in keys])
     return physical is not None or status == CONNECTED

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hotplug.ports import Entry, Host
 
 SCRIPT = "vif-bridge"
+MAX_MTU = (1 << 31) - 1  # of any link: the kernel keeps a 32-bit number
 
 
 def online(host: Host, event: Event) -> None:
@@ -37,7 +38,10 @@ def online(host: Host, event: Event) -> None:
             hooks.run(host, card, {"bridge": bridge.name})
             if card.tells:
                 vif.connected(host, card, mtu)
+            else:
+                vif.refuse_removed(card, host.store.read(card.device.path))
             undo.pop_all()
+        vif.finished(entry, card.role)
 
 
 def offline(host: Host, event: Event) -> None:
@@ -46,7 +50,7 @@ def offline(host: Host, event: Event) -> None:
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
         with vif.best_effort(problems):
-            release(host, vif.present(host, card))
+            vif.release(host, vif.present(host, card, entry))
         clean(host, entry, card.role, problems)
         with vif.best_effort(problems):
             hooks.run(host, card, {"bridge": card.bridge})
@@ -98,8 +102,8 @@ def set_up(
     allowed = filters.allowance(host, card)
     if link.up:  # it may be renamed only while it is down; and its filters come first
         host.links.change(link, Change(up=False))
-    vif.remember(entry, card, link, SCRIPT, **filters.facts(allowed))
-    undo.callback(take_back, host, card, link, entry)
+    vif.remember(entry, card, link, SCRIPT, **{vif.UNFINISHED: 1}, **filters.facts(allowed))
+    undo.callback(take_back, host, card, entry)
     host.links.flush_addresses(link)
     mtu = wanted_mtu(card, bridge)
     wish = Change(
@@ -129,20 +133,16 @@ def set_up(
 
 def wanted_mtu(card: Vif, bridge: Link) -> int | None:
     """The backend's own, or the bridge's; what is no number counts for nothing."""
-    text = card.mtu or str(bridge.mtu)
-    return int(text) if text.isdigit() and int(text) > 0 else None
+    if not card.mtu:
+        return bridge.mtu
+    digits = card.mtu if card.mtu.isascii() and card.mtu.isdigit() else "0"
+    return int(digits) if 0 < int(digits) <= MAX_MTU else None
 
 
-def take_back(host: Host, card: Vif, link: Link, entry: Entry) -> None:
+def take_back(host: Host, card: Vif, entry: Entry) -> None:
     """The way back of ``set_up``; the first error is to be told, so this one is silent."""
     problems: list[str] = []
     with vif.best_effort(problems):
-        release(host, host.links.get(link.index))
+        vif.restore(host, entry, card.role)
     clean(host, entry, card.role, problems)
     vif.forget(entry, card.role)
-
-
-def release(host: Host, link: Link | None) -> None:
-    """Down, and out of whichever bridge it is in."""
-    if link is not None:
-        host.links.change(link, Change(up=False, master=0 if link.master else None))

@@ -62,15 +62,21 @@ def execute(host: Host, hook: str, variables: Mapping[str, str]) -> Finished:
         return host.programs.run(["/bin/bash", hook], host.deadline, variables)
 
 
+def absolute_path(host: Host, vif: Vif) -> str:
+    """A tap's caller has no backend to name; the stock scripts make up this one."""
+    own = os.fsdecode(host.store.read("domid") or b"0")
+    return f"/local/domain/{own}/backend/vif/{vif.device.domid}/{vif.device.devid}"
+
+
 def environment(host: Host, vif: Vif) -> dict[str, str]:
     """What a hook may go by; names and values as the stock scripts have them."""
     return {
         **vif.parameters,
-        "XENBUS_PATH": vif.device.path,
+        "XENBUS_PATH": absolute_path(host, vif) if vif.is_tap else vif.device.path,
         "command": vif.action.value,
         "dir": host.config.scripts,
         "dev": vif.name,
-        "INTERFACE" if vif.is_tap else "vif": vif.name,
+        "INTERFACE" if vif.is_tap else "vif": vif.original,
         "type_if": vif.role,
         "vifname": vif.name if vif.name != vif.original else "",
         "ip": " ".join(vif.ip),

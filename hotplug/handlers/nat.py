@@ -99,7 +99,7 @@ def offline(host: Host, event: Event) -> None:
         if not card.is_tap:
             forget_guest(host, card, entry, problems)
             with vif.best_effort(problems):
-                routed.take_down(host, vif.present(host, card), problems)
+                routed.take_down(host, vif.present(host, card, entry), problems)
         with vif.best_effort(problems):
             hooks.run(host, card, variables(card, Addresses.of(card)))
         if not problems:  # else a later run for this device tries again

@@ -90,7 +90,7 @@ def offline(host: Host, event: Event) -> None:
         if not vif.remembered(entry, card.role):  # it was stock's script that added it
             with vif.best_effort(problems):
                 host.switch.delete_port(card.name, card.mac)
-        take_back(host, card.role, vif.present(host, card), entry, problems)
+        take_back(host, card.role, vif.present(host, card, entry), entry, problems)
     for problem in problems:
         host.note(problem)
 

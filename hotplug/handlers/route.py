@@ -63,7 +63,7 @@ def offline(host: Host, event: Event) -> None:
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
         with vif.best_effort(problems):
-            routed.take_down(host, vif.present(host, card), problems)
+            routed.take_down(host, vif.present(host, card, entry), problems)
         address = vif.remembered(entry, card.role, "main_ip")
         clean(host, entry, card.role, problems)
         with vif.best_effort(problems):

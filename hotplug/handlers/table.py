@@ -105,15 +105,22 @@ def any_script(event: Event) -> Handler:
 
 
 def reclaim_card(host: Host, event: Event) -> None:
-    """Take back what a network card left behind whose backend went without ``offline``."""
+    """Take back what a network card left behind.
+
+    Its backend went without ``offline``, or its run was killed.
+    """
+    from hotplug.handlers import vif  # noqa: PLC0415 - as for card_script
+
     problems: list[str] = []
     with host.journal.claim(event.device, host.deadline) as entry:
         attachment = entry.attachment
-        if attachment is None or host.store.read(event.device.path) is not None:
+        if attachment is None:
             return
-        for role in ("vif", "tap"):
-            if role in attachment.facts:
-                card_script(attachment.target).clean(host, entry, role, problems)
-        if problems:
-            raise HotplugError("; ".join(problems))
-        entry.clear()
+        script = card_script(attachment.target)
+        for role in vif.unwanted(host, event.device, entry):
+            with vif.best_effort(problems):
+                vif.restore(host, entry, role)
+            script.clean(host, entry, role, problems)
+            if problems:
+                raise HotplugError("; ".join(problems))
+            vif.forget(entry, role)

@@ -7,7 +7,8 @@ here; what is done with it is bridge.py's, route.py's, nat.py's, openvswitch.py'
 
 The keys: libxl writes ``frontend``, ``frontend-id``, ``handle``, ``mac``, ``bridge``, ``script``
 and, where they were given, ``vifname``, ``ip``, ``mtu``, ``vlan``, ``gatewaydev`` (libxl_nic.c).
-An existing but empty key wins over the environment and over the script's arguments.
+An existing but empty key wins over the environment and over the script's arguments; these count
+for ``bridge`` and ``ip`` only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hotplug.network import Change
 from hotplug.ports import Attachment, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from hotplug.events import Action, Device, Event
     from hotplug.network import Link
@@ -33,6 +34,9 @@ CONNECTED = b"connected"
 NAME_SIZE = 15  # bytes, of a link's name
 EMULATED = "-emu"  # behind a tap's name
 GATEWAY = "eth0"  # the link to the outside of a host that routes, unless it is told another
+FORBIDDEN = re.compile(rb"[\x00-\x20\x7f/:%]")  # in a link's name
+ROLES = ("vif", "tap")
+UNFINISHED = "unfinished"  # in the journal, of a link that is being set up
 KEYS = (
     "",  # the backend itself: whether it is there
     "vifname",
@@ -87,7 +91,7 @@ class Vif:
         values = dict(zip(KEYS, host.store.read_many(paths), strict=True))
         is_tap = event.parameters.get("type_if", "vif") == "tap"
         original = event.variables.get("INTERFACE" if is_tap else "vif", "")
-        vifname = text_of(values, event.parameters, "vifname")
+        vifname = text_of(values, {}, "vifname")
         frontend = f"/local/domain/{device.domid}/device/vif/{device.devid}"
         return cls(
             device=device,
@@ -97,7 +101,7 @@ class Vif:
             name=f"{vifname}{EMULATED if is_tap else ''}" if vifname else original,
             bridge=text_of(values, event.parameters, "bridge"),
             ip=tuple(text_of(values, event.parameters, "ip").split()),
-            mtu=text_of(values, event.parameters, "mtu"),
+            mtu=text_of(values, {}, "mtu"),
             mac=os.fsdecode(values["mac"] or b""),
             vlan=os.fsdecode(values["vlan"] or b""),
             frontend=os.fsdecode(values["frontend"] or b"") or frontend,
@@ -112,9 +116,14 @@ class Vif:
 
 
 def text_of(values: Mapping[str, bytes | None], parameters: Mapping[str, str], key: str) -> str:
-    """A value of the store; where there is none, what the script was told."""
+    """A value of the store; where there is none, what the script was told.
+
+    Names of links and variables of programs end at a NUL; a shell leaves them out.
+    """
     value = values[key]
-    return os.fsdecode(value) if value is not None else parameters.get(key, "")
+    if value is None:
+        return parameters.get(key, "")
+    return os.fsdecode(value.replace(b"\0", b""))
 
 
 def number_of(value: bytes | None, default: int) -> int:
@@ -126,9 +135,10 @@ def find(host: Host, vif: Vif, entry: Entry) -> Link:
 
     The first time it has the name that it was made with. A second ``online`` finds it renamed.
     """
-    check_name(vif)
+    check_name(vif.original, "that it was made with")
     if vif.name == vif.original:
         return wait_for(host, vif)
+    check_name(vif.name, f"that {vif.device}/vifname makes for it")
     renamed = host.links.find(vif.name)
     made = host.links.find(vif.original)
     if renamed is None:
@@ -140,16 +150,20 @@ def find(host: Host, vif: Vif, entry: Entry) -> Link:
     )
 
 
-def check_name(vif: Vif) -> None:
-    if len(os.fsencode(vif.name)) > NAME_SIZE:
+def check_name(name: str, whose: str) -> None:
+    """Refuse what can be no link's name: see dev_valid_name() in the kernel's net/core/dev.c.
+
+    It takes a '%' for a pattern, and gives the link a name that nobody asked for.
+    """
+    if len(os.fsencode(name)) > NAME_SIZE:
         raise HotplugError(
-            f"{vif.device}/vifname makes the interface name {vif.name}, which is too long:"
+            f"the interface name {name}, {whose}, is too long:"
             f" a network interface's name has at most {NAME_SIZE} bytes"
         )
-    if vif.name in (".", "..") or re.search(r"[/:\s]", vif.name):
+    if name in (".", "..") or FORBIDDEN.search(os.fsencode(name)):
         raise HotplugError(
-            f"{vif.device}/vifname makes the interface name '{vif.name}', which Linux does not"
-            " allow: no blanks, no '/' and no ':'"
+            f"the interface name '{name}', {whose}, is not allowed:"
+            " no blanks, no control characters, no '/', no ':' and no '%'"
         )
 
 
@@ -168,10 +182,9 @@ def wait_for(host: Host, vif: Vif) -> Link:
         ) from error
 
 
-def is_same(vif: Vif, link: Link, entry: Entry) -> bool:
+def is_same(vif: Vif, link: Link, entry: Entry | None) -> bool:
     """Whether a link that has our name already is the one that we renamed."""
-    attachment = entry.attachment
-    if attachment is not None and attachment.facts.get(f"{vif.role}_index") == link.index:
+    if remembered(entry, vif.role, "index") == str(link.index):
         return True
     if vif.is_tap:
         return False
@@ -182,9 +195,23 @@ def is_same(vif: Vif, link: Link, entry: Entry) -> bool:
     return of == f"vif-{vif.device.domid}-{vif.device.devid}"
 
 
-def present(host: Host, vif: Vif) -> Link | None:
-    """The link of a card that leaves; it may be gone already, or never have been renamed."""
-    return host.links.find(vif.name) or host.links.find(vif.original)
+def present(host: Host, vif: Vif, entry: Entry | None = None) -> Link | None:
+    """The link of a card that leaves; it may be gone already, or never have been renamed.
+
+    Then the name that it should have had may be another card's, which is left alone.
+    """
+    link = noted(host, entry, vif.role) or host.links.find(vif.original)
+    if link is None and vif.name != vif.original:
+        link = host.links.find(vif.name)
+        if link is not None and not is_same(vif, link, entry):
+            return None
+    return link
+
+
+def noted(host: Host, entry: Entry | None, role: str) -> Link | None:
+    """The link that the journal has for a card, under whatever name; an index is used once."""
+    index = remembered(entry, role, "index")
+    return host.links.get(int(index)) if index else None
 
 
 def refuse_gone(vif: Vif) -> None:
@@ -196,33 +223,75 @@ def refuse_gone(vif: Vif) -> None:
 
 
 def remember(entry: Entry, vif: Vif, link: Link, script: str, **facts: str | int) -> None:
-    """Note a link before anything is done for it. A card may have two: the vif and its tap."""
+    """Note a link before anything is done for it. A card may have two: the vif and its tap.
+
+    Who can be killed half-way says so, as the fact UNFINISHED, and ``finished`` in the end.
+    """
     former = entry.attachment.facts if entry.attachment is not None else {}
     own = {f"{vif.role}_{key}": value for key, value in facts.items()}
+    if vif.name != vif.original:
+        own[f"{vif.role}_original"] = vif.original
     entry.record(
         Attachment(script, {**former, vif.role: vif.name, f"{vif.role}_index": link.index, **own})
     )
 
 
+def finished(entry: Entry, role: str) -> None:
+    """A link is set up and that was told: from now on it is kept as long as its backend is there.
+
+    What kept us from noting it is no reason to fail; ``connected`` says the same to most.
+    """
+    attachment = entry.attachment
+    if attachment is not None:
+        facts = {key: attachment.facts[key] for key in attachment.facts if key != unfinished(role)}
+        with contextlib.suppress(OSError):
+            entry.record(Attachment(attachment.target, facts))
+
+
+def unfinished(role: str) -> str:
+    return f"{role}_{UNFINISHED}"
+
+
 def forget(entry: Entry, role: str) -> None:
     """One of a card's links is taken back."""
-    attachment = entry.attachment
-    if attachment is None:
-        return
-    left = {
-        key: value
-        for key, value in attachment.facts.items()
-        if key != role and not key.startswith(f"{role}_")
-    }
-    if left:
-        entry.record(Attachment(attachment.target, left))
-    else:
+    left = without_role(entry, role)
+    if left and entry.attachment is not None:
+        entry.record(Attachment(entry.attachment.target, left))
+    elif entry.attachment is not None:
         entry.clear()
 
 
-def remembered(entry: Entry, role: str, key: str = "") -> str:
-    """What the journal has of one of a card's links: its name, or another fact."""
+def without_role(entry: Entry, role: str) -> dict[str, str | int]:
+    """What the journal has of a card's other link."""
     facts = entry.attachment.facts if entry.attachment is not None else {}
+    return {
+        key: value for key, value in facts.items() if key != role and not key.startswith(f"{role}_")
+    }
+
+
+def unwanted(host: Host, device: Device, entry: Entry) -> list[str]:
+    """Those of a card's links that are to be taken back: vif, tap.
+
+    All of them once the backend is gone, and before that what a run left half done that was
+    killed. That a card has no ``hotplug-status`` says nothing: Linux 5.5 to 5.16 removes it once
+    seen (commit 1f2565780e9b), and every one removes it with the driver.
+    """
+    facts = entry.attachment.facts if entry.attachment is not None else {}
+    roles = [role for role in ROLES if role in facts]
+    backend, status = host.store.read_many([device.path, f"{device.path}/hotplug-status"])
+    if backend is None:
+        return roles
+    return [
+        role
+        for role in roles
+        if unfinished(role) in facts and not (role == "vif" and status == CONNECTED)
+    ]
+
+
+def remembered(entry: Entry | None, role: str, key: str = "") -> str:
+    """What the journal has of one of a card's links: its name, or another fact."""
+    attachment = entry.attachment if entry is not None else None
+    facts = attachment.facts if attachment is not None else {}
     return str(facts.get(f"{role}_{key}" if key else role, ""))
 
 
@@ -241,21 +310,26 @@ def connected(host: Host, vif: Vif, mtu: int | None = None) -> None:
         Write(f"{vif.device}/hotplug-error", None),
     ]
 
-    def body(store: Snapshot, own: list[Write]) -> None:
-        backend, frontend = store.read_many([vif.device.path, vif.frontend])
-        if backend is None:
-            raise BackendGoneError(f"{vif.device} was removed while its card was being set up")
-        store.apply((own if frontend is not None else []) + changes)
+    def body(store: Snapshot, told: Sequence[Write]) -> None:
+        there = store.read_many([vif.device.path, *([vif.frontend] if told else ())])
+        refuse_removed(vif, there[0])
+        store.apply([*(told if there[-1] is not None else ()), *changes])
 
-    tell = [Write(f"{vif.frontend}/mtu", b"%d" % mtu)] if mtu is not None else []
+    told = [Write(f"{vif.frontend}/mtu", b"%d" % mtu)] if mtu is not None else []
     with host.deadline.committing():
         try:
-            host.store.transaction(lambda store: body(store, tell))
+            host.store.transaction(lambda store: body(store, told))
         except PermissionError:
             # A driver domain may write it only where the toolstack made it for us (Xen 4.17).
-            if not tell:
+            if not told:
                 raise
-            host.store.transaction(lambda store: body(store, []))
+            host.store.transaction(lambda store: body(store, ()))
+
+
+def refuse_removed(vif: Vif, backend: bytes | None) -> None:
+    """Nothing is told to a backend that is gone, as that would bring it back, nor done for it."""
+    if backend is None:
+        raise BackendGoneError(f"{vif.device} was removed while its card was being set up")
 
 
 # Steps
@@ -278,6 +352,21 @@ def change(host: Host, link: Link, wish: Change, *, optional: tuple[str, ...] = 
         host.links.change(link, wish)
         return host.links.get(link.index) or link
     return link
+
+
+def release(host: Host, link: Link | None) -> None:
+    """Down, and out of whichever bridge it is in."""
+    if link is not None:
+        host.links.change(link, Change(up=False, master=0 if link.master else None))
+
+
+def restore(host: Host, entry: Entry, role: str) -> None:
+    """What was done to a link that the journal has, its new name included, is undone."""
+    link = noted(host, entry, role)
+    release(host, link)
+    original = remembered(entry, role, "original")
+    if link is not None and original and link.name != original:
+        host.links.change(link, Change(name=original))
 
 
 def without(wish: Change, name: str) -> Change:

@@ -100,6 +100,33 @@ def card(net, guest):
 
 
 @pytest.fixture
+def hook(card_runner):
+    """Make hooks; the function that is returned reads the lines that one has written so far.
+
+    Each notes its name in the file ``hooks`` of the place as well.
+    """
+    place = card_runner.place
+    folder = place.scripts / "vif-post.d"
+    folder.mkdir(exist_ok=True)
+
+    def make(name, text, *, mode=0o755, suffix=".hook", first=""):
+        output = place.directory / f"{name}.out"
+        file = folder / f"{name}{suffix}"
+        prologue = f"exec >>{output}\necho {name} >>{place.directory}/hooks\n"
+        file.write_text(f"{first}\n{text}\n" if first else f"{prologue}{text}\n")
+        file.chmod(mode)
+
+        def lines():
+            return output.read_text().splitlines() if output.exists() else []
+
+        return lines
+
+    yield make
+    for file in [*folder.iterdir(), *place.directory.glob("*.out"), place.directory / "hooks"]:
+        file.unlink(missing_ok=True)
+
+
+@pytest.fixture
 def at(request):
     """The runner of this test, whichever fixture it is."""
     (name,) = RUNNERS & set(request.fixturenames)

@@ -1,7 +1,7 @@
-"""Every line of the checklist that concerns invocation or block has its test.
+"""Every line of the checklist that concerns invocation, block or vif-bridge has its test.
 
-The names and numbers are those of the contract's section 6. Lines 3, 14 to 17, 19, 96 to 117, 122
-and 123 are about vif-bridge and vif-openvswitch.
+The names and numbers are those of the contract's section 6. Lines 112 to 114, 117, 122 and 123 are
+about the firewall, driver domains and vif-openvswitch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 LINES = """
 1 command_is_first_argument_without_equals
 2 block_unknown_action
+3 vif_unknown_action
 4 missing_xenbus_path
 5 relative_xenbus_path_verbatim
 6 absolute_xenbus_path_accepted
@@ -22,7 +23,12 @@ LINES = """
 11 log_unwritable_not_fatal
 12 syslog_err_on_failure
 13 child_environment
+14 type_if_defaults_to_vif
+15 vif_add_remove_nop
+16 tap_online_offline_nop
+17 unknown_type_if
 18 arguments_never_evaluated
+19 parameter_precedence
 20 sigkill_recoverable
 21 bounded_run_time
 22 vif_setup_dispatch
@@ -99,6 +105,24 @@ LINES = """
 93 lock_file_removed
 94 lock_not_inherited
 95 lock_wait_bounded
+96 bridge_online_sequence
+97 bridge_tap_add
+98 bridge_offline
+99 bridge_missing_online
+100 bridge_missing_offline
+101 bridge_legacy_name
+102 bridge_autodetect
+103 bridge_already_member
+104 vifname_rename
+105 vifname_tap_suffix
+106 vifname_conflict
+107 vifname_repeatable
+108 vifname_mtu_path
+109 mtu_source
+110 mtu_not_advertised_on_failure
+111 enslave_failure_text
+115 hooks_order
+116 hook_failure_text
 118 route_metrics
 119 route_offline_best_effort
 120 nat_addresses
@@ -124,4 +148,4 @@ def test_every_line_has_its_test():
     wanted = {f"test_{name}": number for number, name in map(str.split, LINES.split("\n")[1:-1])}
     found = docstring_numbers()
     assert {name: found.get(name) for name in wanted} == wanted
-    assert len(wanted) == 16 + 2 + 71 + 4 + 4
+    assert len(wanted) == 16 + 8 + 71 + 4 + 18 + 4 + 4

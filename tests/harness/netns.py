@@ -40,7 +40,8 @@ class Netns:
 
     def ip(self, *words: str) -> str:
         command = ["ip", "-n", self.name, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, check=True, capture_output=True)
+        return os.fsdecode(done.stdout)  # a link's name is any bytes
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         full = [*self.launcher, *command]

@@ -68,8 +68,10 @@ class StoreHolders:
             if len(parts) == 1 or parts[1] in KINDS:
                 self._stale.append(EVERYTHING)
             return None
-        if parts[1] not in KINDS or not all(part.isdigit() for part in parts[2:4]):
+        if not all(part.isdigit() for part in parts[2:4]):
             return None
+        if parts[1] not in KINDS:  # it holds nothing, but may leave something behind
+            return Device(parts[1], int(parts[2]), int(parts[3])) if len(parts) == 4 else None
         if len(parts) == 3:  # its last device is gone, or another may read it than before
             self._stale.append((parts[1], int(parts[2])))
             return None

@@ -52,9 +52,10 @@ def offline(host: Host, event: Event) -> None:
         with vif.best_effort(problems):
             vif.release(host, vif.present(host, card, entry))
         clean(host, entry, card.role, problems)
+        if not problems:  # or else it is tried again when the backend is deleted
+            vif.forget(entry, card.role)
         with vif.best_effort(problems):
             hooks.run(host, card, {"bridge": card.bridge})
-        vif.forget(entry, card.role)
     for problem in problems:
         host.note(problem)
 

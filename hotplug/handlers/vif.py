@@ -14,6 +14,7 @@ for ``bridge`` and ``ip`` only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -355,9 +356,14 @@ def change(host: Host, link: Link, wish: Change, *, optional: tuple[str, ...] = 
 
 
 def release(host: Host, link: Link | None) -> None:
-    """Down, and out of whichever bridge it is in."""
-    if link is not None:
+    """Down, and out of whichever bridge it is in, unless it goes just now."""
+    if link is None:
+        return
+    try:
         host.links.change(link, Change(up=False, master=0 if link.master else None))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
 
 
 def restore(host: Host, entry: Entry, role: str) -> None:

@@ -272,8 +272,7 @@ def test_vif_and_tap_of_one_card(card_runner, net, card):
 def test_two_onlines_at_once(card_runner, net, card):
     """96: a second run for the same card waits for the first."""
     backend = card()
-    options = {"script": "vif-bridge", "variables": {"vif": backend.link}}
-    runs = [card_runner.start(backend, "online", "type_if=vif", **options) for _ in range(4)]
+    runs = [card_runner.start_card(backend, "online") for _ in range(4)]
     assert [run.wait().status for run in runs] == [0, 0, 0, 0]
     assert_port(net, backend.link)
     assert backend.read("hotplug-status") == b"connected"

@@ -147,9 +147,7 @@ def test_killed_while_a_hook_runs(card_runner, net, card, hook):
     """20: killed at any point: nothing of it stays, and the next online succeeds (D07)."""
     backend = card(vifname="killed")
     waiting = hook("10-wait", 'echo "$dev"; sleep 30')
-    run = card_runner.start(
-        backend, "online", "type_if=vif", script="vif-bridge", variables={"vif": backend.link}
-    )
+    run = card_runner.start_card(backend, "online")
     wait_until(waiting, "the hook runs")
     run.kill()
     if card_runner.agent is not None:
@@ -166,9 +164,7 @@ def test_killed_run_and_offline(card_runner, net, card, hook):
     """20: after the kill the toolstack destroys the domain, which runs offline."""
     backend = card(vifname="killed")
     waiting = hook("10-wait", '[ "$command" = offline ] || { echo "$dev"; sleep 30; }')
-    run = card_runner.start(
-        backend, "online", "type_if=vif", script="vif-bridge", variables={"vif": backend.link}
-    )
+    run = card_runner.start_card(backend, "online")
     wait_until(waiting, "the hook runs")
     run.kill()
     assert card_runner.offline(backend).status == 0

@@ -27,7 +27,18 @@ import threading
 from hotplug import xenstore
 from hotplug.agent import deadline, dispatch, host
 
-PORTS = ("store", "loops", "paths", "mounts", "holders", "journal", "locks", "programs", "nbd")
+PORTS = (
+    "store",
+    "loops",
+    "paths",
+    "mounts",
+    "holders",
+    "journal",
+    "locks",
+    "programs",
+    "nbd",
+    "links",
+)
 VALUES = (io.IOBase, str, bytes, list, tuple, set, dict, bool, int, type(None))
 
 

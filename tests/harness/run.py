@@ -221,18 +221,22 @@ class Runner:
         variables = {"INTERFACE": f"{backend.link}-emu", **(options.pop("variables", None) or {})}
         return self._card(backend, action, "tap", variables=variables, **options)
 
-    def _card(
+    def _card(self, backend: Backend, action: str, role: str, **options) -> Result:
+        return self.start_card(backend, action, role, **options).wait()
+
+    def start_card(
         self,
         backend: Backend,
         action: str,
-        role: str,
+        role: str = "vif",
         variables: Mapping[str, str | None] | None = None,
         **options,
-    ) -> Result:
+    ) -> Running:
+        """Start a card's script."""
         configured = (backend.read("script") or b"vif-bridge").decode()
         options = {"script": os.path.basename(configured), **options}
         known = {"vif": backend.link, **(variables or {})}
-        return self.run(backend, action, f"type_if={role}", variables=known, **options)
+        return self.start(backend, action, f"type_if={role}", variables=known, **options)
 
     def log_size(self) -> int:
         log = self.place.log_file

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.steps import Steps
 
 ANSWERS = ("physical-device", "physical-device-path", "node", "hotplug-status", "hotplug-error")
+REMOVALS = ("remove", "offline")
 FEWEST_STEPS = 5
 
 
@@ -33,18 +34,20 @@ class AskingRunner(Runner):
         return {**self.steps.variables, "STORE_PATIENCE": str(self.patience)}
 
     def start_agent(self, variables: Mapping[str, str] | None = None) -> Agent:
-        launcher = self.steps.launcher("agent")
+        launcher = (*self.launcher, *self.steps.launcher("agent"))
         self.agent = agents.start(self.place, self.variables | (variables or {}), launcher)
         self.steps.meet()
         return self.agent
 
     def begin(self, backend: Backend, action: str) -> Running:
         """Start the event that is to ask."""
+        start = self.start_card if backend.kind == "vif" else self.start
         if self.kind == "agent":
-            return self.start(backend, action)
-        self.launcher = self.steps.launcher("oneshot")
-        run = self.start(backend, action, variables=self.variables)
-        self.launcher = ()
+            return start(backend, action)
+        cage = self.launcher
+        self.launcher = (*cage, *self.steps.launcher("oneshot"))
+        run = start(backend, action, variables=self.variables)
+        self.launcher = cage
         self.steps.meet()
         return run
 
@@ -60,8 +63,9 @@ class Scenario:
     def ready(self, runner: Runner) -> Backend:
         """A backend for which the event is due."""
         backend = self.make()
-        if self.action == "remove":
-            assert runner.add(backend).status == 0
+        if self.action in REMOVALS:
+            add = runner.online if backend.kind == "vif" else runner.add
+            assert add(backend).status == 0
             backend.close()
         return backend
 
@@ -92,7 +96,7 @@ class Scenario:
 
     def has_its_device(self, backend: Backend) -> bool:
         """Whether the event has done what it is for."""
-        return self.action == "remove" or backend.read("hotplug-status") == b"connected"
+        return self.action in REMOVALS or backend.read("hotplug-status") == b"connected"
 
 
 def renew(backend: Backend) -> None:

@@ -1,6 +1,8 @@
-"""What a guest may send: an Allowance as the rules of one chain.
+"""What a guest may send, as rules: those of one link's Allowance, and those of all links.
 
-Each guarded link has a chain of its own, whose size depends on its own addresses alone.
+Each guarded link has a chain of its own, whose size depends on its own addresses alone. It has as
+few rules as can be: whenever one is added, the kernel looks at all rules of the table for loops
+(nft_table_validate), and the only cost that grows with the number of links is this.
 
 - Only ARP, IPv4 and IPv6 pass, in one VLAN tag or none. The kernel has taken that tag off before
   we look (skb_vlan_untag), so the rules see what is inside. A second tag, PPPoE, LLC with or
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from hotplug.kernel import nft
 from hotplug.kernel import nft_abi as abi
-from hotplug.kernel.nft import ACCEPT, DROP, differs, equal
+from hotplug.kernel.nft import ACCEPT, DROP, at_least, at_most, differs, equal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -81,6 +83,14 @@ ICMPV6_TARGET = _transport(8, 16)  # of neighbour solicitations and advertisemen
 MLD_REPORT, ROUTER_SOLICITATION, MLD2_REPORT = b"\x83", b"\x85", b"\x8f"  # 131, 133, 143
 ROUTER_ADVERTISEMENT, REDIRECT = b"\x86", b"\x89"  # 134, 137
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = b"\x87", b"\x88"  # 135, 136
+# A solicitation with a target of its own is one that asks whether this is free.
+ABOUT_AN_ADDRESS = (
+    IPV6,
+    ICMPV6,
+    ICMPV6_TYPE,
+    at_least(NEIGHBOUR_SOLICITATION),
+    at_most(NEIGHBOUR_ADVERTISEMENT),
+)
 
 UNKNOWN = b"\xff"  # reserved; to compare with it demands that the protocol be known
 
@@ -110,14 +120,11 @@ class Rules:
             self.add(*expressions, self.among(ranges), ACCEPT)
 
     def drop_others(self, ranges: Sequence[Range], *expressions: bytes) -> None:
-        if ranges:
-            self.add(*expressions, self.among(ranges, inverted=True), DROP)
-        else:
-            self.add(*expressions, DROP)
+        self.add(*expressions, self.among(ranges, inverted=True), DROP)
 
 
 def fill(table: Table, chain: str, allowance: Allowance) -> list[Message]:
-    """The rules for a link, into a chain that is there and empty."""
+    """What is a link's own: it drops senders that are not allowed, and returns with the others."""
     rules = Rules(table, chain)
     mac = bytes.fromhex(allowance.mac.replace(":", ""))
     rules.add(ETHER_SOURCE, differs(mac), DROP)
@@ -125,15 +132,12 @@ def fill(table: Table, chain: str, allowance: Allowance) -> list[Message]:
         v4, v6 = ranges_of(allowance.addresses, mac)
         if not allowance.routed:
             limited_arp(rules, mac, v4)
-        limited_ipv4(rules, v4)
-        limited_ipv6(rules, v6)
+        rules.drop_others(joined([(bytes(4), bytes(4)), *v4]), IPV4, IPV4_SOURCE)
+        rules.drop_others(joined([(bytes(16), bytes(16)), *v6]), IPV6, IPV6_SOURCE)
+        rules.accept_from(v6, *ABOUT_AN_ADDRESS, ICMPV6_TARGET)
     else:
         rules.add(ARP, ARP_KIND, ARP_SENDER_MAC, equal(mac), ACCEPT)
-        never = (ROUTER_ADVERTISEMENT, REDIRECT)
-        rules.add(IPV6, ICMPV6, ICMPV6_TYPE, differs(*never), ACCEPT)
-    ipv4(rules)
-    ipv6(rules)
-    rules.add(DROP)
+        rules.add(*ABOUT_AN_ADDRESS, ACCEPT)
     return rules.messages
 
 
@@ -143,36 +147,25 @@ def limited_arp(rules: Rules, mac: bytes, v4: Sequence[Range]) -> None:
     rules.accept_from(v4, *ours, ARP_REQUEST, ARP_SENDER, equal(bytes(4)), ARP_TARGET)
 
 
-def limited_ipv4(rules: Rules, v4: Sequence[Range]) -> None:
-    rules.add(IPV4, IPV4_SOURCE, equal(bytes(4)), FROM_DHCP_CLIENT, ACCEPT)
-    rules.drop_others(v4, IPV4, IPV4_SOURCE)
-
-
-def limited_ipv6(rules: Rules, v6: Sequence[Range]) -> None:
-    unspecified = (IPV6, UNSPECIFIED, ICMPV6, ICMPV6_TYPE)
-    rules.accept_from(v6, *unspecified, equal(NEIGHBOUR_SOLICITATION), ICMPV6_TARGET)
-    low = nft.compare(abi.NFT_CMP_GTE, MLD_REPORT)
-    high = nft.compare(abi.NFT_CMP_LTE, ROUTER_SOLICITATION)
-    rules.add(*unspecified, low, high, ACCEPT)
-    rules.add(*unspecified, equal(MLD2_REPORT), ACCEPT)
-    rules.drop_others(v6, IPV6, IPV6_SOURCE)
-    advertisement = equal(NEIGHBOUR_ADVERTISEMENT)
-    rules.accept_from(v6, IPV6, ICMPV6, ICMPV6_TYPE, advertisement, ICMPV6_TARGET)
-    never = (ROUTER_ADVERTISEMENT, REDIRECT, NEIGHBOUR_ADVERTISEMENT)
-    rules.add(IPV6, ICMPV6, ICMPV6_TYPE, differs(*never), ACCEPT)
-
-
-def ipv4(rules: Rules) -> None:
-    """Whatever sender has come so far."""
-    rules.add(IPV4, TRANSPORT, differs(UNKNOWN), IPV4_LATER_FRAGMENT, ACCEPT)
-    rules.add(IPV4, TRANSPORT, differs(UNKNOWN, b"\x11"), ACCEPT)
-    rules.add(IPV4, UDP, NOT_TO_DHCP_CLIENT, ACCEPT)
-
-
-def ipv6(rules: Rules) -> None:
-    rules.add(IPV6, IPV6_LATER_FRAGMENT, ACCEPT)
-    rules.add(IPV6, TRANSPORT, differs(UNKNOWN, b"\x11", b"\x3a"), ACCEPT)
-    rules.add(IPV6, UDP, NOT_TO_DHCPV6_CLIENT, ACCEPT)
+def of_all() -> list[bytes]:
+    """The rules for what is left then, of all links: what may be sent from any allowed address."""
+    unspecified = IPV6 + UNSPECIFIED + ICMPV6 + ICMPV6_TYPE
+    never = (ROUTER_ADVERTISEMENT, REDIRECT, NEIGHBOUR_ADVERTISEMENT)  # some were accepted before
+    return [
+        IPV4 + IPV4_SOURCE + equal(bytes(4)) + FROM_DHCP_CLIENT + ACCEPT,
+        IPV4 + IPV4_SOURCE + equal(bytes(4)) + DROP,
+        IPV4 + TRANSPORT + differs(UNKNOWN) + IPV4_LATER_FRAGMENT + ACCEPT,
+        IPV4 + TRANSPORT + differs(UNKNOWN, b"\x11") + ACCEPT,
+        IPV4 + UDP + NOT_TO_DHCP_CLIENT + ACCEPT,
+        unspecified + at_least(MLD_REPORT) + at_most(ROUTER_SOLICITATION) + ACCEPT,
+        unspecified + equal(MLD2_REPORT) + ACCEPT,
+        IPV6 + UNSPECIFIED + DROP,
+        IPV6 + ICMPV6 + ICMPV6_TYPE + differs(*never) + ACCEPT,
+        IPV6 + IPV6_LATER_FRAGMENT + ACCEPT,
+        IPV6 + TRANSPORT + differs(UNKNOWN, b"\x11", b"\x3a") + ACCEPT,
+        IPV6 + UDP + NOT_TO_DHCPV6_CLIENT + ACCEPT,
+        DROP,
+    ]
 
 
 def ranges_of(addresses: Iterable[str], mac: bytes) -> tuple[list[Range], list[Range]]:
@@ -184,19 +177,21 @@ def ranges_of(addresses: Iterable[str], mac: bytes) -> tuple[list[Range], list[R
     networks.append(ipaddress.IPv6Network(link_local))
     v4 = [n for n in networks if isinstance(n, ipaddress.IPv4Network)]
     v6 = [n for n in networks if isinstance(n, ipaddress.IPv6Network)]
-    return joined(ipaddress.collapse_addresses(v4)), joined(ipaddress.collapse_addresses(v6))
+    return (
+        joined((n[0].packed, n[-1].packed) for n in v4),
+        joined((n[0].packed, n[-1].packed) for n in v6),
+    )
 
 
-def joined(networks: Iterable[Network]) -> list[Range]:
-    """As ranges that neither overlap nor touch; the networks are in order and do not overlap."""
-    ranges: list[Range] = []
-    for network in networks:
-        first, last = network[0], network[-1]
-        if ranges and int.from_bytes(ranges[-1][1], "big") + 1 == int(first):
-            ranges[-1] = (ranges[-1][0], last.packed)
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """The same in order, so that they neither overlap nor touch."""
+    found: list[Range] = []
+    for first, last in sorted(ranges):
+        if found and int.from_bytes(found[-1][1], "big") + 1 >= int.from_bytes(first, "big"):
+            found[-1] = (found[-1][0], max(found[-1][1], last))
         else:
-            ranges.append((first.packed, last.packed))
-    return ranges
+            found.append((first, last))
+    return found
 
 
 def eui64(mac: bytes) -> bytes:

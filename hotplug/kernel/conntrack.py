@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hotplug.kernel import nft_abi as abi
 from hotplug.kernel.genetlink import attribute, attributes, nested, u32
-from hotplug.kernel.nfnetlink import NLM_F_DUMP, Message
+from hotplug.kernel.nfnetlink import Message
 
 if TYPE_CHECKING:
     import ipaddress
@@ -65,7 +65,7 @@ def tracking(count: str) -> bool:
 
 def connections(channel: Channel, network: Network) -> Iterator[dict[int, bytes]]:
     for filter_ in filters(network):
-        for answer in channel.ask(about(network, abi.IPCTNL_MSG_CT_GET, filter_, NLM_F_DUMP)):
+        for answer in channel.dump(about(network, abi.IPCTNL_MSG_CT_GET, filter_)):
             found = attributes(answer)
             if any(is_from(network, found[direction]) for direction in DIRECTIONS):
                 yield found
@@ -82,8 +82,8 @@ def filters(network: Network) -> Iterator[bytes]:
         yield wanted + nested(abi.CTA_FILTER, u32(flags, IP_SOURCE))
 
 
-def about(network: Network, kind: int, body: bytes, flags: int = 0) -> Message:
-    return Message(abi.NFNL_SUBSYS_CTNETLINK, kind, FAMILIES[network.version], body, flags)
+def about(network: Network, kind: int, body: bytes) -> Message:
+    return Message(abi.NFNL_SUBSYS_CTNETLINK, kind, FAMILIES[network.version], body)
 
 
 def is_from(network: Network, tuple_: bytes) -> bool:

@@ -2,15 +2,15 @@
 
 - Two tables ``xen_hotplug``. That of the family bridge sees what comes in from a bridge's port,
   before the bridge learns or decides anything; that of the family inet what comes to this host's
-  own stack from a link itself. There is one hook in each, and it looks the link's name up in a
-  map: no packet and no event costs more because there are other guests.
+  own stack from a link itself. There is one hook in each. It lets other links pass, looks the
+  link's name up in a map for its chain, and then has the rules that are the same for all.
 - A bridge hands frames to its own group address (01:80:c2:00:00:0X) to the stack as the port's,
   past the bridge's hook, IP or not (br_handle_frame, net/bridge/br_input.c). So of a guarded port,
-  the table of inet drops everything. With bridge netfilter, what goes over a bridge comes to inet
+  the map of inet drops everything. With bridge netfilter, what goes over a bridge comes to inet
   as the bridge's.
-- What goes *to* guests is not filtered, and other interfaces are not in the map.
+- What goes *to* guests is not filtered.
 - A link is known by its name, as a rule would know it. Who renames it guards the new name first.
-- A table goes with its last link. The kernel refuses to delete one with chains in it if it is
+- A table goes with its last link. The kernel refuses to delete what has something in it, if it is
   asked to (NLM_F_NONREC), so that no guard of another process is lost.
 - ``nft flush ruleset`` deletes our tables too; nothing but a new guard brings them back.
 - A kernel without IPv6 has no family inet (NF_TABLES_INET depends on it). Then it is ip.
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from hotplug.kernel import antispoof, nfnetlink, nft
 from hotplug.kernel import nft_abi as abi
 from hotplug.kernel.genetlink import attributes
+from hotplug.kernel.nfnetlink import NLM_F_NONREC, UNSUPPORTED
 from hotplug.kernel.nft import Table
 
 if TYPE_CHECKING:
@@ -37,14 +38,14 @@ if TYPE_CHECKING:
     from hotplug.network import Allowance
 
 TABLE = "xen_hotplug"
+SET = "guarded"
 MAP = "links"
 HOOK = "from_links"
 HOOKS = {abi.NFPROTO_BRIDGE: abi.NF_BR_PRE_ROUTING}  # of the others it is NF_INET_PRE_ROUTING
 PRIORITY = -450  # before fragments are put together (-400) and connections are tracked (-200)
-USE = 2  # what a table has without links: the map and the hook
+USE = 3  # what a table has without chains of links: the set, the map and the hook
 LAYER3 = (abi.NFPROTO_INET, abi.NFPROTO_IPV4)  # the second if the kernel has not the first
 ATTEMPTS = 10  # of a transaction that others come in the way of
-UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 MEANWHILE = (*(errno.EAGAIN, errno.EINTR, errno.ERESTART), errno.EBUSY, errno.EEXIST, errno.ENOENT)
 
 
@@ -53,7 +54,8 @@ class Found:
     """What is there of a link in a table."""
 
     hooked: int  # rules of the hook; -1 if there is none
-    mapped: bool
+    listed: bool  # in the set
+    mapped: bool  # in the map
     chained: bool
 
 
@@ -83,16 +85,19 @@ class Guards:
     def guarded(self) -> list[str]:
         names: set[str] = set()
         for family in LAYER3:
-            listing = Table(family, TABLE).elements(MAP, nfnetlink.NLM_F_DUMP)
-            names.update(name for answer in self._get(listing) for name in names_in(answer))
+            for answer in self._listed(Table(family, TABLE)):
+                names.update(names_in(answer))
         return sorted(names)
 
     def _install(self, link: str, allowance: Allowance, layer3: int) -> int | None:
         """None if it is done; the family that the kernel does not have; OSError."""
         for _ in range(ATTEMPTS):
+            tables = wanted(link, allowance, layer3)
             messages = []
-            for table, rules in wanted(link, allowance, layer3):
-                messages += guarding(table, link, self._look(table, link), rules)
+            for (table, own), found in zip(
+                tables, self._look([t for t, _ in tables], link), strict=True
+            ):
+                messages += guarding(table, link, found, own)
             refused = self._commit(link, messages)
             if not refused:
                 return None
@@ -105,12 +110,13 @@ class Guards:
         """Take a link out of these tables, and the tables away that are empty then."""
         for _ in range(ATTEMPTS):
             tables = [Table(family, TABLE) for family in families]
-            messages = [m for t in tables for m in forgetting(t, link, self._look(t, link))]
+            messages = []
+            for table, found in zip(tables, self._look(tables, link), strict=True):
+                messages += forgetting(table, link, found)
             if not messages:
                 return
             if not self._commit(link, messages):
-                for family in {message.family for message in messages}:
-                    self._clear(Table(family, TABLE))
+                self._clear()
                 return
         raise crowded(link)
 
@@ -125,46 +131,67 @@ class Guards:
                 raise refusal(link, code)
         return refused
 
-    def _look(self, table: Table, link: str) -> Found:
-        hook = self._get(table.chain(abi.NFT_MSG_GETCHAIN, HOOK))
-        return Found(
-            hooked=number(hook[0], abi.NFTA_CHAIN_USE) if hook else -1,
-            mapped=bool(self._get(table.elements(MAP, 0, link))),
-            chained=bool(self._get(table.chain(abi.NFT_MSG_GETCHAIN, chain(link)))),
-        )
-
-    def _get(self, message: Message) -> list[bytes]:
-        """What is there, nothing if it is not."""
+    def _look(self, tables: Sequence[Table], link: str) -> list[Found]:
+        """What is there of a link in each."""
+        questions = []
+        for table in tables:
+            questions += [
+                table.chain(abi.NFT_MSG_GETCHAIN, HOOK),
+                table.chain(abi.NFT_MSG_GETCHAIN, chain(link)),
+                table.elements(SET, link),
+                table.elements(MAP, link),
+            ]
         try:
-            return self._channel.ask(message)
+            answers = iter(self._channel.look(questions))
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise refusal(link, error.errno or errno.EIO) from error
+            answers = iter([None] * len(questions))
+        return [
+            Found(
+                hooked=-1 if hook is None else number(hook, abi.NFTA_CHAIN_USE),
+                chained=own is not None,
+                listed=listed is not None,
+                mapped=mapped is not None,
+            )
+            for hook, own, listed, mapped in zip(answers, answers, answers, answers, strict=True)
+        ]
+
+    def _listed(self, table: Table) -> list[bytes]:
+        try:
+            return self._channel.dump(table.elements(SET))
         except OSError as error:
             if error.errno in (errno.ENOENT, *UNSUPPORTED):
                 return []
-            raise OSError(error.errno, f"cannot be read: {error.strerror}", TABLE) from error
+            raise
 
-    def _clear(self, table: Table) -> None:
-        """Delete a table that has no links any more; only that."""
-        found = self._get(table.whole(abi.NFT_MSG_GETTABLE))
-        if not found or number(found[0], abi.NFTA_TABLE_USE) > USE:
-            return
-        only = nfnetlink.NLM_F_NONREC
-        # If it is refused, somebody guards a link just now, or was faster: it is their table then.
-        self._channel.commit(
-            [
-                table.flush(HOOK),
-                table.chain(abi.NFT_MSG_DELCHAIN, HOOK),
-                table.set(abi.NFT_MSG_DELSET, MAP, only),
-                table.whole(abi.NFT_MSG_DELTABLE, only),
-            ]
-        )
+    def _clear(self) -> None:
+        """Delete the tables that have no links any more; those of bridge are in the others too."""
+        tables = [Table(family, TABLE) for family in (abi.NFPROTO_BRIDGE, *LAYER3)]
+        found = self._channel.look([table.whole(abi.NFT_MSG_GETTABLE) for table in tables])
+        for table, answer in zip(tables, found, strict=True):
+            if answer is None:
+                continue
+            if number(answer, abi.NFTA_TABLE_USE) > USE:
+                return
+            # If it is refused, somebody guards a link just now, or was faster: it is theirs then.
+            self._channel.commit(
+                [
+                    table.flush(HOOK),
+                    table.chain(abi.NFT_MSG_DELCHAIN, HOOK),
+                    table.set(abi.NFT_MSG_DELSET, MAP, NLM_F_NONREC),
+                    table.set(abi.NFT_MSG_DELSET, SET, NLM_F_NONREC),
+                    table.whole(abi.NFT_MSG_DELTABLE, NLM_F_NONREC),
+                ]
+            )
 
 
 def refusal(link: str, code: int) -> OSError:
-    return OSError(code, f"nf_tables refuses to change its filter: {os.strerror(code)}", link)
+    return OSError(code, f"nf_tables refuses to filter it otherwise: {os.strerror(code)}", link)
 
 
 def crowded(link: str) -> OSError:
-    text = f"nf_tables refuses to change its filter: others were faster {ATTEMPTS} times"
+    text = f"nf_tables refuses to filter it otherwise: others were faster {ATTEMPTS} times"
     return OSError(errno.EBUSY, text, link)
 
 
@@ -181,39 +208,60 @@ def chain(link: str) -> str:
     return f"link-{link}"  # nft's names begin with a letter, and HOOK could be a link's name
 
 
-def wanted(link: str, allowance: Allowance, layer3: int) -> list[tuple[Table, list[Message]]]:
-    """The tables that a link must be in, with the rules of its chain in each."""
+def wanted(
+    link: str, allowance: Allowance, layer3: int
+) -> list[tuple[Table, list[Message] | None]]:
+    """The tables that a link must be in, with its own rules; None: it is dropped."""
     stack = Table(layer3, TABLE)
     if allowance.routed:
         return [(stack, antispoof.fill(stack, chain(link), allowance))]
     bridge = Table(abi.NFPROTO_BRIDGE, TABLE)
-    return [
-        (bridge, antispoof.fill(bridge, chain(link), allowance)),
-        (stack, [stack.rule(chain(link), nft.DROP)]),
-    ]
+    return [(bridge, antispoof.fill(bridge, chain(link), allowance)), (stack, None)]
 
 
-def guarding(table: Table, link: str, found: Found, rules: Sequence[Message]) -> list[Message]:
+def guarding(table: Table, link: str, found: Found, own: Sequence[Message] | None) -> list[Message]:
     """What makes a link's chain these rules, in a table as it was found."""
-    messages = []
+    messages = [*foundation(table, found), *forgetting(table, link, found)]
+    if own is None:
+        messages.append(table.put_drop(MAP, link))
+    else:
+        messages += [table.make_chain(chain(link)), *own, table.put_jump(MAP, link, chain(link))]
+    return [*messages, table.put(SET, link)]
+
+
+def foundation(table: Table, found: Found) -> list[Message]:
+    """What a table lacks, or others changed, of what is the same for all links."""
+    rules = hook_rules()
+    if found.hooked == len(rules):
+        return []
     if found.hooked < 0:
         hook = HOOKS.get(table.family, abi.NF_INET_PRE_ROUTING)
-        messages += [table.make(), table.make_map(MAP), table.make_hook(HOOK, hook, PRIORITY)]
-    if found.hooked <= 0:
-        links = nft.meta(abi.NFT_META_IIFNAME) + nft.lookup(MAP, mapped=True)
-        messages.append(table.rule(HOOK, links))
-    if found.mapped:
-        messages.append(table.unmap(MAP, link))
-    messages.append(table.make_chain(chain(link)))
-    if found.chained:
-        messages.append(table.flush(chain(link)))
-    return [*messages, *rules, table.map_jump(MAP, link, chain(link))]
+        begin = [
+            table.make(),
+            table.make_set(SET),
+            table.make_set(MAP, of_verdicts=True),
+            table.make_hook(HOOK, hook, PRIORITY),
+        ]
+    else:
+        begin = [table.flush(HOOK)]
+    return [*begin, *(table.rule(HOOK, rule) for rule in rules)]
+
+
+def hook_rules() -> list[bytes]:
+    name = nft.meta(abi.NFT_META_IIFNAME)
+    return [
+        name + nft.lookup(SET, inverted=True) + nft.ACCEPT,
+        name + nft.lookup(MAP, mapped=True),
+        *antispoof.of_all(),
+    ]
 
 
 def forgetting(table: Table, link: str, found: Found) -> list[Message]:
     messages = []
+    if found.listed:
+        messages.append(table.take(SET, link))
     if found.mapped:
-        messages.append(table.unmap(MAP, link))
+        messages.append(table.take(MAP, link))
     if found.chained:
         messages.append(table.chain(abi.NFT_MSG_DELCHAIN, chain(link)))
     return messages

@@ -24,7 +24,7 @@ from hotplug.kernel import nft_abi as abi
 from hotplug.kernel.genetlink import attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from socket import socket as Socket  # noqa: N812 - the module of that name is imported late
 
 NETLINK_NETFILTER = 12
@@ -37,6 +37,7 @@ NLM_F_CREATE = 0x400  # of a new
 NLMSG_DONE = 3
 GENERIC = struct.Struct(">BBH")  # struct nfgenmsg: family, version, resource; big-endian
 MAX_ANSWER = 65536  # bytes; the kernel sends at most 32 KiB at a time
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 ROW = 100  # messages sent at once, so that the refusals of all fit into the socket's buffer
 ATTEMPTS = 10  # of a listing that somebody changes meanwhile
 
@@ -52,8 +53,14 @@ class Message:
     flags: int = 0
 
 
-def be16(type_: int, value: int) -> bytes:
-    return attribute(type_, value.to_bytes(2, "big"))
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A message of the kernel's."""
+
+    kind: int
+    flags: int
+    sequence: int
+    payload: bytes
 
 
 def be32(type_: int, value: int) -> bytes:
@@ -109,7 +116,7 @@ class Channel:
         """Do all of it or nothing. Which messages were refused, with errnos; none: it is done."""
         with self._mutex:
             first = self._send(batch(messages, self._sequence), len(messages) + 2)
-            answers = dict(self._errors(first))
+            answers = dict(errors(self._answers(first)))
         if first in answers:
             raise OSError(answers[first], os.strerror(answers[first]))
         if not answers:
@@ -123,47 +130,58 @@ class Channel:
             row = messages[start : start + ROW]
             with self._mutex:
                 data = b"".join(packed(message, self._sequence) for message in row)
-                refused |= {code for _, code in self._errors(self._send(data, 1))}
+                refused |= {code for _, code in errors(self._answers(self._send(data, 1)))}
         return refused
 
-    def ask(self, message: Message) -> list[bytes]:
-        """The attributes of all that is answered. OSError if the kernel refuses."""
+    def look(self, messages: Sequence[Message]) -> list[bytes | None]:
+        """The attributes of several things, None of what is not there; all in one round trip."""
+        with self._mutex:
+            numbered = enumerate(messages, self._sequence)
+            data = b"".join(packed(message, sequence) for sequence, message in numbered)
+            first = self._send(data, len(messages))
+            answers = list(self._answers(first))
+        for _, code in errors(answers):
+            if code not in (errno.ENOENT, *UNSUPPORTED):
+                raise OSError(code, os.strerror(code))
+        found = {a.sequence: a.payload for a in answers if a.kind != genetlink.NLMSG_ERROR}
+        payloads = [found.get(first + i) for i in range(len(messages))]
+        return [None if payload is None else payload[GENERIC.size :] for payload in payloads]
+
+    def dump(self, message: Message) -> list[bytes]:
+        """The attributes of all that there is. OSError if the kernel refuses."""
         for _ in range(ATTEMPTS):
             with self._mutex:
-                found = self._ask(message)
+                found = self._dump(message)
             if found is not None:
                 return found
         raise OSError(errno.EINTR, "a listing of netfilter was changed by others again and again")
 
-    def _ask(self, message: Message) -> list[bytes] | None:
+    def _dump(self, message: Message) -> list[bytes] | None:
         """None if the listing is of before and after a change."""
         found: list[bytes] = []
         whole = True
-        acknowledged = replace(message, flags=message.flags | genetlink.NLM_F_ACK)
-        first = self._send(packed(acknowledged, self._sequence), 1)
+        listing = replace(message, flags=message.flags | NLM_F_DUMP)
+        first = self._send(packed(listing, self._sequence), 1)
         while True:
-            for type_, flags, sequence, payload in messages_in(self._receive(genetlink.SECONDS)):
-                if sequence != first:
+            for answer in answers_in(self._receive(genetlink.SECONDS)):
+                if answer.sequence != first:
                     continue  # of an earlier question, that was given up
-                whole = whole and not flags & NLM_F_DUMP_INTR
-                if type_ in (genetlink.NLMSG_ERROR, NLMSG_DONE):
-                    (code,) = genetlink.ERROR.unpack_from(payload)
+                whole = whole and not answer.flags & NLM_F_DUMP_INTR
+                if answer.kind in (genetlink.NLMSG_ERROR, NLMSG_DONE):
+                    (code,) = genetlink.ERROR.unpack_from(answer.payload)
                     if code:
                         raise OSError(-code, os.strerror(-code))
                     return found if whole else None
-                found.append(payload[GENERIC.size :])
+                found.append(answer.payload[GENERIC.size :])
 
-    def _errors(self, first: int) -> Iterator[tuple[int, int]]:
-        """Sequence and errno of all that was answered since; 0 is an acknowledgement."""
+    def _answers(self, first: int) -> Iterator[Answer]:
+        """What was answered within sendmsg() to what has this number and later ones."""
         while True:
             try:
                 data = self._receive(0)
             except BlockingIOError:
                 return
-            for type_, _, sequence, payload in messages_in(data):
-                if type_ == genetlink.NLMSG_ERROR and sequence >= first:
-                    (code,) = genetlink.ERROR.unpack_from(payload)
-                    yield sequence, -code
+            yield from (answer for answer in answers_in(data) if answer.sequence >= first)
 
     def _receive(self, seconds: float) -> bytes:
         assert self._socket is not None  # noqa: S101 - something was sent, for the type checker
@@ -191,13 +209,21 @@ def each(data: bytes) -> Iterator[bytes]:
         data = data[length + -length % 4 :]
 
 
-def messages_in(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Type, flags, sequence and payload of the messages in a datagram."""
+def errors(answers: Iterable[Answer]) -> Iterator[tuple[int, int]]:
+    """Sequence and errno of all that was refused; 0 is an acknowledgement."""
+    for answer in answers:
+        if answer.kind == genetlink.NLMSG_ERROR:
+            (code,) = genetlink.ERROR.unpack_from(answer.payload)
+            yield answer.sequence, -code
+
+
+def answers_in(data: bytes) -> Iterator[Answer]:
+    """The messages in a datagram."""
     while len(data) >= genetlink.MESSAGE.size:
-        length, type_, flags, sequence, _ = genetlink.MESSAGE.unpack_from(data)
+        length, kind, flags, sequence, _ = genetlink.MESSAGE.unpack_from(data)
         if length < genetlink.MESSAGE.size:
             return
-        yield type_, flags, sequence, data[genetlink.MESSAGE.size : length]
+        yield Answer(kind, flags, sequence, data[genetlink.MESSAGE.size : length])
         data = data[length + -length % 4 :]
 
 

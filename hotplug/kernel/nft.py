@@ -112,6 +112,14 @@ def differs(*data: bytes) -> bytes:
     return b"".join(compare(abi.NFT_CMP_NEQ, one) for one in data)
 
 
+def at_least(data: bytes) -> bytes:
+    return compare(abi.NFT_CMP_GTE, data)
+
+
+def at_most(data: bytes) -> bytes:
+    return compare(abi.NFT_CMP_LTE, data)
+
+
 def lookup(set_: str, identity: int = 0, *, inverted: bool = False, mapped: bool = False) -> bytes:
     """In a set; in a map, the verdict that is found there counts."""
     data = string(abi.NFTA_LOOKUP_SET, set_) + be32(abi.NFTA_LOOKUP_SREG, abi.NFT_REG_1)
@@ -180,31 +188,39 @@ class Table:
         body = string(abi.NFTA_SET_TABLE, self.name) + string(abi.NFTA_SET_NAME, name)
         return self.message(kind, body, flags)
 
-    def make_map(self, name: str) -> Message:
-        """Names of interfaces, each with what becomes of its packets."""
+    def make_set(self, name: str, *, of_verdicts: bool = False) -> Message:
+        """Of names of interfaces; or a map from them to what becomes of their packets."""
         body = (
             string(abi.NFTA_SET_TABLE, self.name)
             + string(abi.NFTA_SET_NAME, name)
-            + be32(abi.NFTA_SET_FLAGS, abi.NFT_SET_MAP)
+            + be32(abi.NFTA_SET_FLAGS, abi.NFT_SET_MAP if of_verdicts else 0)
             + be32(abi.NFTA_SET_KEY_TYPE, TYPE_IFNAME)
             + be32(abi.NFTA_SET_KEY_LEN, IFNAMSIZ)
-            + be32(abi.NFTA_SET_DATA_TYPE, abi.NFT_DATA_VERDICT)
+            + (be32(abi.NFTA_SET_DATA_TYPE, abi.NFT_DATA_VERDICT) if of_verdicts else b"")
             + be32(abi.NFTA_SET_ID, next(self._sets))
             + attribute(abi.NFTA_SET_USERDATA, HOST_ENDIAN)
         )
         return self.message(abi.NFT_MSG_NEWSET, body, NLM_F_CREATE)
 
-    def map_jump(self, map_: str, link: str, chain: str) -> Message:
+    def put(self, set_: str, link: str) -> Message:
+        return self._elements(abi.NFT_MSG_NEWSETELEM, set_, [interface(link)], NLM_F_CREATE)
+
+    def put_jump(self, map_: str, link: str, chain: str) -> Message:
         inner = interface(link) + _verdict(abi.NFTA_SET_ELEM_DATA, abi.NFT_JUMP, chain)
         return self._elements(abi.NFT_MSG_NEWSETELEM, map_, [inner], NLM_F_CREATE)
 
-    def unmap(self, map_: str, link: str) -> Message:
-        return self._elements(abi.NFT_MSG_DELSETELEM, map_, [interface(link)])
+    def put_drop(self, map_: str, link: str) -> Message:
+        inner = interface(link) + _verdict(abi.NFTA_SET_ELEM_DATA, abi.NF_DROP)
+        return self._elements(abi.NFT_MSG_NEWSETELEM, map_, [inner], NLM_F_CREATE)
 
-    def elements(self, map_: str, flags: int, link: str = "") -> Message:
-        """Ask for all, or for that of one link."""
+    def take(self, set_: str, link: str) -> Message:
+        """Out of a set or a map."""
+        return self._elements(abi.NFT_MSG_DELSETELEM, set_, [interface(link)])
+
+    def elements(self, set_: str, link: str = "") -> Message:
+        """To ask for that of one link, or to list all."""
         inner = [interface(link)] if link else []
-        return self._elements(abi.NFT_MSG_GETSETELEM, map_, inner, flags)
+        return self._elements(abi.NFT_MSG_GETSETELEM, set_, inner)
 
     def _elements(
         self, kind: int, set_: str, inner: Sequence[bytes], flags: int = 0, identity: int = 0

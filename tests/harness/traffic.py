@@ -100,6 +100,9 @@ NEVER = {
     "DHCPv6, the port in another fragment": sent(
         inner6(fragment(60, 0, extension(UDP, bytes(14)), more=True), following=FRAGMENT)
     ),
+    "IPv4 from nobody": sent(inner4(HELLO, NOBODY)),
+    "IPv6 from nobody": sent(inner6(HELLO, "::", UDP)),
+    "echo from nobody": sent(inner6(icmpv6(ECHO), "::")),
     "two VLAN tags": sent(HONEST, tags=[(0x8100, 5), (0x8100, 6)]),
     "two VLAN tags, of a provider": sent(ADVERTISED, tags=[(0x88A8, 5), (0x8100, 6)]),
     "PPPoE": sent({"type_": 0x8864, "payload": bytes.fromhex("1100 0001 0040 0021") + DATA}),
@@ -107,6 +110,9 @@ NEVER = {
     "spanning tree": sent({"type_": 38, "payload": bytes.fromhex("424203 0000 00 00") + bytes(32)}),
     "IPv4 cut off": sent({**HONEST, "payload": HONEST["payload"][:15]}),
     "IPv4 with less than it says": sent({**HONEST, "payload": HONEST["payload"][:-4]}),
+    "IPv4 later fragment cut off": sent(
+        {"type_": 0x0800, "payload": ipv4(OTHER, ALL, HELLO, fragment=8)[:14]}
+    ),
     "IPv6 cut off": sent({**ADVERTISED, "payload": ADVERTISED["payload"][:38]}),
     "ARP cut off": sent({**FORGED_ARP, "payload": FORGED_ARP["payload"][:13]}),
 }
@@ -126,7 +132,6 @@ FORGERIES = {
     "IPv4 TCP": sent(inner4(bytes(20), OTHER, protocol=6)),
     "IPv4 fragment": sent(inner4(HELLO, OTHER, fragment=0x2000)),
     "IPv4 later fragment": sent(inner4(HELLO, OTHER, fragment=8)),
-    "IPv4 from nobody": sent(inner4(HELLO, NOBODY)),
     "IPv4 in a VLAN": sent(FORGED, tags=[(0x8100, 5)]),
     "IPv4 in no VLAN": sent(FORGED, tags=[(0x8100, 0)]),
     "IPv4 in a provider's VLAN": sent(FORGED, tags=[(0x88A8, 5)]),
@@ -137,8 +142,6 @@ FORGERIES = {
     "IPv6 later fragment": sent(inner6(fragment(UDP, 64, DATA, more=False), OTHER6, FRAGMENT)),
     "IPv6 after options": sent(inner6(extension(UDP) + HELLO, OTHER6, DESTINATION)),
     "IPv6 link-local": sent(inner6(HELLO, "fe80::1", UDP)),
-    "IPv6 from nobody": sent(inner6(HELLO, "::", UDP)),
-    "echo from nobody": sent(inner6(icmpv6(ECHO), "::")),
     "neighbour advertisement": sent(inner6(neighbour(NA, OTHER6, 0x20000000))),
     "neighbour advertisement of the host": sent(inner6(neighbour(NA, HOST6), OWN6)),
     "neighbour advertisement in a VLAN": sent(inner6(neighbour(NA, OTHER6)), tags=[(0x8100, 5)]),
@@ -188,6 +191,10 @@ HONEST_IPV6 = {
     "IPv6 after options": sent(inner6(extension(UDP) + HELLO, OWN6, HOP_BY_HOP)),
     "IPv6 first fragment": sent(inner6(fragment(UDP, 0, HELLO, more=True), OWN6, FRAGMENT)),
     "IPv6 later fragment": sent(inner6(fragment(UDP, 64, ADVERTISE, more=False), OWN6, FRAGMENT)),
+    "IPv6 later fragment of options": sent(
+        inner6(fragment(DESTINATION, 64, DATA, more=False), OWN6, FRAGMENT)
+    ),
+    "echo, a later fragment": sent(inner6(fragment(ICMPV6, 64, DATA, more=False), OWN6, FRAGMENT)),
     "echo": sent(inner6(icmpv6(ECHO), OWN6)),
     "echo, the first fragment": sent(
         inner6(fragment(ICMPV6, 0, icmpv6(ECHO, bytes(12)), more=True), OWN6, FRAGMENT)

@@ -99,7 +99,7 @@ def test_many(host, firewall):
 
 
 class Untouched(Channel):
-    def ask(self, message):
+    def dump(self, message):
         raise AssertionError(message)
 
 

@@ -10,7 +10,7 @@ from hotplug.kernel import antispoof, nfnetlink, nft
 from hotplug.kernel import nft_abi as abi
 from hotplug.kernel.genetlink import attribute
 from hotplug.kernel.guards import ATTEMPTS, Guards
-from hotplug.kernel.nfnetlink import Message, batch
+from hotplug.kernel.nfnetlink import Answer, Message, batch
 from hotplug.network import Allowance
 
 MAC = "00:16:3e:01:02:03"
@@ -27,8 +27,11 @@ class Kernel:
         self.commits = []
         self.questions = []
 
-    def ask(self, message):
-        self.questions.append(message)
+    def look(self, messages):
+        self.questions.append(messages)
+        return [None] * len(messages)
+
+    def dump(self, _message):
         raise OSError(errno.ENOENT, "No such file or directory")
 
     def commit(self, messages):
@@ -78,6 +81,36 @@ def test_a_kernel_without_nf_tables(code):
             Guards(kernel).guard("vif1.0", allowance)
 
 
+class Nothing:
+    """A kernel that has not even the socket, or forbids to use it."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def refuse(self, _messages):
+        raise OSError(self.code, "refused")
+
+    look = commit = dump = refuse
+
+
+def test_a_kernel_without_netfilter():
+    guards = Guards(Nothing(errno.EPROTONOSUPPORT))
+    with pytest.raises(OSError, match="the kernel has no packet filter"):
+        guards.guard("vif1.0", LIMITED)
+    guards.unguard("vif1.0")
+    assert guards.guarded() == []
+
+
+def test_who_may_not_ask_is_told():
+    guards = Guards(Nothing(errno.EPERM))
+    for call in (lambda: guards.guard("vif1.0", LIMITED), lambda: guards.unguard("vif1.0")):
+        with pytest.raises(PermissionError) as failure:
+            call()
+        assert failure.value.filename == "vif1.0"
+    with pytest.raises(PermissionError):
+        guards.guarded()
+
+
 def test_a_routed_vif_needs_no_bridge():
     kernel = Kernel(lacking=[abi.NFPROTO_BRIDGE])
     Guards(kernel).guard("vif1.0", ROUTED)
@@ -97,7 +130,7 @@ def test_when_others_are_faster_we_look_again(refusal):
     kernel = Kernel(refusals=[refusal, refusal])
     Guards(kernel).guard("vif1.0", LIMITED)
     assert len(kernel.commits) == 3
-    assert len(kernel.questions) == 3 * 2 * 3  # each time, in both tables: hook, element, chain
+    assert [len(questions) for questions in kernel.questions] == [2 * 4] * 3
 
 
 def test_but_not_for_ever():
@@ -112,7 +145,7 @@ def test_but_not_for_ever():
     "refusal", [{2: errno.EPERM}, OSError(errno.EPERM, "Operation not permitted")]
 )
 def test_other_refusals_are_told(refusal):
-    with pytest.raises(OSError, match="refuses to change its filter") as failure:
+    with pytest.raises(OSError, match="refuses to filter it otherwise") as failure:
         Guards(Kernel(refusals=[refusal])).guard("vif1.0", LIMITED)
     assert (failure.value.errno, failure.value.filename) == (errno.EPERM, "vif1.0")
 
@@ -164,4 +197,5 @@ def test_answers_are_taken_apart():
     assert list(nfnetlink.each(first + second)) == [b"abc", b"de"]
     assert list(nfnetlink.each(first + b"\x02\0\1\0")) == [b"abc"]
     message = nfnetlink.packed(Message(10, 1, 7, first), 9)
-    assert [*nfnetlink.messages_in(message * 2 + b"\x04")] == [(0x0A01, 1, 9, message[16:])] * 2
+    answer = Answer(0x0A01, 1, 9, message[16:])
+    assert list(nfnetlink.answers_in(message * 2 + b"\x04")) == [answer] * 2

@@ -4,8 +4,9 @@ The key ``bridge`` says which, and in which VLANs: ``NAME[.TAG][:VLAN[:VLAN...]]
 an access port; without, a trunk port of these VLANs, or of all. What the switch itself is told of
 the guest (``xen-vm-name``, ``xen-vm-uuid``, ``attached-mac``) is for its controllers.
 
-Frames in the switch pass no netfilter hook of the kernel, so no firewall of this host sees them:
-``ip`` limits nothing here, as it never did.
+Frames in the switch pass no netfilter hook of the kernel, so no firewall of this host sees them.
+``ip`` limits nothing here, as it never did, which is noted; where the configuration wants every
+guest held to its addresses, a card on the switch is refused.
 """
 
 from __future__ import annotations
@@ -65,11 +66,7 @@ def online(host: Host, event: Event) -> None:
     card = vif.Vif.read(host, event)
     vif.refuse_gone(card)
     spec = Spec.parse(f"{card.device}/bridge", card.bridge)
-    if card.vlan:
-        raise HotplugError(
-            f"{card.device}/vlan is for Linux bridges; Open vSwitch has the VLANs of a port in"
-            f" 'bridge', as in {spec.bridge}.100 or {spec.bridge}:200:300"
-        )
+    refuse_without_effect(host, card, spec)
     with host.journal.claim(card.device, host.deadline) as entry:
         port = SwitchPort(card.name, spec.bridge, spec.tag, spec.trunks, identity(host, card))
         link = vif.find(host, card, entry)
@@ -80,6 +77,20 @@ def online(host: Host, event: Event) -> None:
             undo.pop_all()
     if card.ip:
         host.note("'ip' limits nothing on Open vSwitch; its own flows can")
+
+
+def refuse_without_effect(host: Host, card: Vif, spec: Spec) -> None:
+    """What is wanted, and would silently not be done."""
+    if card.vlan:
+        raise HotplugError(
+            f"{card.device}/vlan is for Linux bridges; Open vSwitch has the VLANs of a port in"
+            f" 'bridge', as in {spec.bridge}.100 or {spec.bridge}:200:300"
+        )
+    if host.config.antispoof == "always":
+        raise HotplugError(
+            f"{card.name} cannot be kept from forging addresses on Open vSwitch, and the setting"
+            " antispoof is 'always'; use a Linux bridge for it, or set antispoof to 'auto'"
+        )
 
 
 def offline(host: Host, event: Event) -> None:

@@ -152,6 +152,14 @@ def test_a_card_is_told_and_remembered(cards):
     assert cards.notes == ["'ip' limits nothing on Open vSwitch; its own flows can"]
 
 
+def test_where_all_guests_are_to_be_held_to_their_addresses(cards):
+    cards.world.config = dataclasses.replace(cards.world.config, antispoof="always")
+    with pytest.raises(HotplugError, match="and the setting antispoof is 'always'; use a Linux"):
+        cards.run(openvswitch, "online")
+    assert cards.links.done == []
+    assert cards.switch.ports == {}
+
+
 def test_a_driver_domain_knows_no_guests(cards):
     cards.world.store.forbid("/local/domain/5/vm")
     cards.run(openvswitch, "online")

@@ -76,6 +76,13 @@ address to it. With dhcp=yes, ISC's DHCP server is told of the guest. The firewa
 translates addresses on the way out is not made here.
 """,
     ),
+    "vif-openvswitch": (
+        "connect a guest's network card to Open vSwitch, or release it",
+        """\
+Makes the interface of a guest's network card a port of a bridge of Open vSwitch. 'bridge' names it,
+with the VLANs: ovs0, ovs0.100 (in VLAN 100), or ovs0:200:300 (a trunk of VLANs 200 and 300).
+""",
+    ),
     "vif-route": (
         "route to a guest's network card, or stop it",
         """\

@@ -13,7 +13,7 @@ import pytest
 from hotplug.handlers import table
 
 TREE = Path(__file__).parents[2]
-SCRIPTS = table.SCRIPTS | {"block-drbd-probe"}
+SCRIPTS = table.SCRIPTS | {"block-drbd-probe", "qemu-ifup", "vif-setup"}
 
 
 def make(*arguments):

@@ -8,13 +8,14 @@ out is the administrator's rule. If he says so (``dhcp``), ISC's DHCP server is 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError, MissingKeyError
-from hotplug.handlers import dhcpd, hooks, routed, vif
+from hotplug.handlers import dhcpd, filters, hooks, routed, vif
 from hotplug.handlers.targets.tool import Grace
 from hotplug.network import Change
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from hotplug.events import Event
     from hotplug.handlers.vif import Vif
-    from hotplug.network import Link
+    from hotplug.network import Allowance, Link
     from hotplug.ports import Entry, Host
 
 SCRIPT = "vif-nat"
@@ -97,9 +98,10 @@ def offline(host: Host, event: Event) -> None:
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
         if not card.is_tap:
-            forget_guest(host, card, entry, problems)
             with vif.best_effort(problems):
                 routed.take_down(host, vif.present(host, card, entry), problems)
+            clean(host, entry, card.role, problems)
+            forget_stock_guest(host, card, entry, problems)
         with vif.best_effort(problems):
             hooks.run(host, card, variables(card, Addresses.of(card)))
         if not problems:  # else a later run for this device tries again
@@ -112,17 +114,25 @@ def set_up(
     host: Host, card: Vif, link: Link, addresses: Addresses, entry: Entry, undo: ExitStack
 ) -> None:
     """Everything but the news of success."""
+    facts: dict[str, str | int] = {}
+    allowed = allowance(host, card, addresses)
     server = dhcpd.find() if dhcpd.is_wanted(card.parameters.get("dhcp", "")) else None
     if server is not None:
         guest = dhcpd.Guest(addresses.hostname, mac_of(card), addresses.guest, addresses.router)
-        vif.remember(entry, card, link, SCRIPT, host=guest.name)
-    else:
-        vif.remember(entry, card, link, SCRIPT)
+        facts["host"] = guest.name
+    vif.remember(entry, card, link, SCRIPT, **facts, **filters.facts(allowed))
     undo.callback(take_back, host, card, link, entry)
     network = ipaddress.IPv4Network(addresses.guest)
-    routed.set_up(host, card, link, routed.Routing(addresses.router, (network,), 0))
+    routing = routed.Routing(addresses.router, (network,), 0, allowed)
+    routed.set_up(host, card, link, routing)
     if server is not None:
         dhcpd.add(host, server, guest, card.name)
+
+
+def allowance(host: Host, card: Vif, addresses: Addresses) -> Allowance | None:
+    """What the guest is held to: the one address, whatever number of bits was behind it."""
+    ip = (addresses.guest,) if card.ip else ()
+    return filters.allowance(host, dataclasses.replace(card, ip=ip), routed=True)
 
 
 def mac_of(card: Vif) -> str:
@@ -141,17 +151,17 @@ def rename(host: Host, card: Vif, link: Link, entry: Entry) -> None:
         host.links.change(link, Change(name=card.name, up=link.up or None))
 
 
-def forget_guest(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
-    """In the DHCP server, if we told it of the guest, or the stock script may have."""
-    if vif.remembered(entry, card.role, "host"):
-        clean(host, entry, card.role, problems)
-    elif dhcpd.is_wanted(card.parameters.get("dhcp", "")):
+def forget_stock_guest(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
+    """What the stock script may have told the DHCP server before we were installed."""
+    wish = card.parameters.get("dhcp", "")
+    if not vif.remembered(entry, card.role, "host") and dhcpd.is_wanted(wish):
         with vif.best_effort(problems):
             dhcpd.remove(host, dhcpd.find(), hostname(card), card.name, host.deadline)
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
-    """What outlives the link: the guest in the DHCP server's files."""
+    """What outlives the link: its filter, and the guest in the DHCP server's files."""
+    filters.remove(host, entry, role, problems)
     name = vif.remembered(entry, role, "host")
     if name:
         with vif.best_effort(problems):
@@ -176,8 +186,8 @@ def take_back(host: Host, card: Vif, link: Link, entry: Entry) -> None:
     What could not be taken back stays in the journal.
     """
     problems: list[str] = []
-    clean(host, entry, card.role, problems)
     with vif.best_effort(problems):
         routed.take_down(host, host.links.get(link.index), problems)
+    clean(host, entry, card.role, problems)
     if not problems:
         vif.forget(entry, card.role)

@@ -14,7 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import hooks, routed, vif
+from hotplug.handlers import filters, hooks, routed, vif
 
 if TYPE_CHECKING:
     from hotplug.events import Event
@@ -32,12 +32,13 @@ def online(host: Host, event: Event) -> None:
     card = vif.Vif.read(host, event)
     vif.refuse_gone(card)
     networks = tuple(routed.network_of(card, word) for word in card.ip)
+    allowed = filters.allowance(host, card, routed=True)
     with host.journal.claim(card.device, host.deadline) as entry:
         gateway, address = gateway_of(host, card)
-        routing = routed.Routing(address, networks, METRICS[card.role])
+        routing = routed.Routing(address, networks, METRICS[card.role], allowed)
         link = vif.find(host, card, entry)
         with contextlib.ExitStack() as undo:
-            clean(host, entry, card.role, [])  # of a former run with other addresses
+            unproxy(host, entry, card.role, [])  # of a former run with other addresses
             proxied = proxied_by(card, routing)
             vif.remember(
                 entry,
@@ -47,6 +48,7 @@ def online(host: Host, event: Event) -> None:
                 gateway=gateway.index,
                 proxied=" ".join(proxied),
                 main_ip=address,
+                **filters.facts(allowed),
             )
             undo.callback(take_back, host, card, link, entry)
             routed.set_up(host, card, link, routing)
@@ -74,7 +76,13 @@ def offline(host: Host, event: Event) -> None:
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
-    """What outlives the link: neighbour entries on the link to the outside."""
+    """What outlives the link: its filter, and neighbour entries on the link to the outside."""
+    filters.remove(host, entry, role, problems)
+    unproxy(host, entry, role, problems)
+
+
+def unproxy(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
+    """Remove the neighbour entries that the journal has."""
     index = vif.remembered(entry, role, "gateway")
     gateway = None
     with vif.best_effort(problems):

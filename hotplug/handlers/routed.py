@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import vif
+from hotplug.handlers import filters, vif
 from hotplug.network import Change, Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hotplug.handlers.vif import Vif
-    from hotplug.network import Link
+    from hotplug.network import Allowance, Link
     from hotplug.ports import Host
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -39,6 +39,7 @@ class Routing:
     address: str  # of this host on the link, IPv4
     networks: tuple[Network, ...]  # what is behind the link
     metric: int
+    allowed: Allowance | None  # what the guest is held to
 
     def routes(self) -> Iterator[Route]:
         for network in self.networks:
@@ -81,10 +82,12 @@ def _set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
     if any(address.text != routing.address for address in host.links.addresses(link)):
         host.links.flush_addresses(link)
     host.links.add_address(link, routing.address, 32)
-    for address in routing.hosts() if card.ip and card.mac else ():
+    if routing.allowed is not None:
         # What the guest says of itself by ARP counts for nothing then.
-        with tolerated(host, address, f"{card.name} has no IPv6"):
-            host.links.add_neighbour(link, address, card.mac)
+        for address in routing.hosts():
+            with tolerated(host, address, f"{card.name} has no IPv6"):
+                host.links.add_neighbour(link, address, routing.allowed.mac)
+    filters.guard(host, card, routing.allowed)
     name = card.name if card.name != link.name else None
     host.links.change(link, Change(name=name, up=True))
     link = dataclasses.replace(link, name=card.name, up=True)

@@ -5,17 +5,9 @@ Whether packets are stopped is tested in tests/kernel, with real ones.
 
 from __future__ import annotations
 
-import json
-
 from harness.lines import F_CARD
 from harness.outcomes import assert_refused
-
-
-def guarded(net):
-    """The links in our tables, by nft itself."""
-    ruleset = json.loads(net.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
-    maps = [item["map"] for item in ruleset if "map" in item]
-    return {element[0] for found in maps for element in found.get("elem", ())}
+from harness.rules import guarded
 
 
 @F_CARD

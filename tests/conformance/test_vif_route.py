@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from harness.lines import F_CARD, K_CARD
 from harness.outcomes import assert_refused
+from harness.rules import guarded
 
 SCRIPT = "/etc/xen/scripts/vif-route"
 OUTSIDE = {"eth0": "192.0.2.1", "eth1": "198.51.100.1"}
@@ -175,5 +176,20 @@ def test_route_undone(card_runner, net, routed):
     assert net.routes_over(backend.link) == {}
     assert net.addresses(backend.link) == []
     assert net.proxied("eth0") == set()
+    assert guarded(net) == set()
     assert card_runner.place.rundir.joinpath("journal").exists()
     assert not list(card_runner.place.rundir.joinpath("journal").iterdir())
+
+
+@F_CARD
+def test_route_guarded(card_runner, net, routed):
+    """118: the guest is held to its addresses for as long as its links are up."""
+    backend = routed(tap=True, ip="10.0.0.2 2001:db8::2", vifname="g")
+    assert card_runner.online(backend).status == 0
+    assert card_runner.tap(backend, "add").status == 0
+    assert guarded(net) == {"g", "g-emu"}
+    assert card_runner.tap(backend, "remove").status == 0
+    assert guarded(net) == {"g"}
+    assert card_runner.offline(backend).status == 0
+    assert guarded(net) == set()
+    assert "xen_hotplug" not in net.run("nft", "list", "tables").stdout

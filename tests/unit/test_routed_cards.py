@@ -8,6 +8,7 @@ import itertools
 import pytest
 from fakes_host import Killed, World
 from fakes_links import FakeLinks
+from fakes_network import FakeFirewall
 
 from hotplug.errors import BackendGoneError, HotplugError
 from hotplug.events import Action, Device, Event
@@ -25,7 +26,8 @@ class Cards:
 
     def __init__(self, tmp_path, script):
         self.links = FakeLinks()
-        self.world = World(tmp_path, links=self.links)
+        self.firewall = FakeFirewall()
+        self.world = World(tmp_path, links=self.links, firewall=self.firewall)
         self.links.life = self.world.life
         self.script = script
         self.outside = self.links.add("eth0")
@@ -93,7 +95,7 @@ class Cards:
         links = self.links
         vif = links.get(self.vif.index)
         left = [vif.up, links.addresses(vif), links.routes(vif), links.neighbours, links.proxied]
-        return not any(left) and self.world.journal(DEVICE) is None
+        return not any(left) and not self.firewall.guards and self.world.journal(DEVICE) is None
 
 
 ADDRESSES = {
@@ -171,6 +173,7 @@ def test_killed_after_each_step_and_reclaimed(make):
         cards.links.remove(cards.vif)
         cards.reclaim()
         assert cards.links.proxied == set()
+        assert cards.firewall.guards == {}
         assert cards.world.journal(DEVICE) is None
         if not came_to_that:
             break
@@ -270,14 +273,50 @@ def refusing(operation, number):
     return run
 
 
-@pytest.mark.parametrize("mac", ["", None])
-def test_no_mac_no_fixed_neighbour(tmp_path, mac):
-    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2", mac=mac or "")
-    if mac is None:
-        cards.world.store.remove(f"{DEVICE.path}/mac")
+def test_without_mac_nobody_is_held_to_anything(tmp_path):
+    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2", mac="")
+    with pytest.raises(HotplugError, match="/mac: is not set"):
+        cards.online()
+    assert cards.is_clean
+
+
+def test_unless_that_is_off(tmp_path):
+    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2", mac="")
+    cards.world.config = dataclasses.replace(cards.world.config, antispoof="never")
     cards.online()
     assert cards.links.neighbours == {}
+    assert cards.firewall.guards == {}
     assert cards.status == b"connected"
+
+
+def test_held_to_its_addresses(make):
+    cards = make()
+    cards.online()
+    known = set(ADDRESSES[cards.script].split())
+    (allowed,) = cards.firewall.guards.values()
+    assert (allowed.mac, set(allowed.addresses), allowed.routed) == (MAC, known, True)
+    cards.offline()
+    assert cards.firewall.guards == {}
+
+
+def test_the_filter_comes_before_the_link_goes_up_and_goes_after_it(make):
+    cards = make()
+    seen = []
+    real = cards.links.change
+    cards.links.change = lambda link, change: (
+        seen.append((change.up, "vif5.0" in cards.firewall.guards)),
+        real(link, change),
+    )
+    cards.online()
+    cards.online()
+    cards.offline()
+    assert seen == [(True, True), (False, True), (True, True), (False, True)]
+
+
+def test_nat_with_bits_is_one_address(tmp_path):
+    cards = Cards(tmp_path, "vif-nat").has(ip="10.0.0.2/16")
+    cards.online()
+    assert cards.firewall.guards["vif5.0"].addresses == ("10.0.0.2",)
 
 
 def test_nat_without_ip_fixes_no_neighbour(tmp_path):
@@ -285,4 +324,5 @@ def test_nat_without_ip_fixes_no_neighbour(tmp_path):
     cards = Cards(tmp_path, "vif-nat").has()
     cards.online()
     assert cards.links.neighbours == {}
+    assert cards.firewall.guards == {}
     assert cards.links.routes(cards.vif) == [Route("10.0.5.1/32", 0, "10.0.5.128")]

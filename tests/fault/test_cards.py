@@ -174,7 +174,8 @@ def test_a_oneshot_removal_dies(oneshot, place, net, make, steps):
             assert run.wait().status == 0
         else:
             run.kill()
-        go_on(oneshot, place, net, backend)
+        assert oneshot.offline(backend).status == 0, step
+        assert_right(place, net, [backend])
 
 
 def test_any_call_fails(agent, place, net, make, steps):

@@ -1,7 +1,7 @@
 """Every line of the checklist that concerns invocation, block or vif-bridge has its test.
 
-The names and numbers are those of the contract's section 6. Lines 112 to 114, 117, 122 and 123 are
-about the firewall, driver domains and vif-openvswitch.
+The names and numbers are those of the contract's section 6. Lines 117, 122 and 123 are about driver
+domains and vif-openvswitch.
 """
 
 from __future__ import annotations
@@ -121,6 +121,9 @@ LINES = """
 109 mtu_source
 110 mtu_not_advertised_on_failure
 111 enslave_failure_text
+112 firewall_accepts
+113 firewall_cleanup
+114 firewall_unusable
 115 hooks_order
 116 hook_failure_text
 118 route_metrics
@@ -148,4 +151,4 @@ def test_every_line_has_its_test():
     wanted = {f"test_{name}": number for number, name in map(str.split, LINES.split("\n")[1:-1])}
     found = docstring_numbers()
     assert {name: found.get(name) for name in wanted} == wanted
-    assert len(wanted) == 24 + 71 + 18 + 4 + 4
+    assert len(wanted) == 24 + 71 + 21 + 4 + 4

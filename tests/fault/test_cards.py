@@ -12,7 +12,7 @@ import os
 
 import pytest
 from harness.agent import start as start_agent
-from harness.cards import assert_port, assert_released
+from harness.cards import assert_port, assert_released, bridge_netfilter
 from harness.guests import Guest
 from harness.locks import wait_until
 from harness.netns import netns
@@ -26,6 +26,7 @@ BOTH = pytest.mark.parametrize("action", ["online", "offline"])
 def net():
     with netns() as made:
         made.add_bridge("xenbr0")
+        bridge_netfilter(made, on=False)
         yield made
 
 

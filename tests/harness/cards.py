@@ -36,3 +36,9 @@ def states(net):
         )
         for name, link in net.links().items()
     }
+
+
+def bridge_netfilter(net, *, on):
+    """Whether iptables sees what goes over the bridges of a namespace, where the kernel can."""
+    files = "/proc/sys/net/bridge/bridge-nf-call-"
+    net.run("sh", "-c", f"for file in {files}*; do [ ! -e $file ] || echo {int(on)} >$file; done")

@@ -104,9 +104,14 @@ class Netns:
         self.ip("link", "add", "name", name, "mtu", str(mtu), "type", "bridge")
         self.ip("link", "set", "dev", name, "up")
 
+    @staticmethod
+    def peer(name: str) -> str:
+        """The other end of a vif: the guest's card."""
+        return f"g{name.removeprefix('vif')}"[:15]
+
     def add_vif(self, name: str, peer: str = "") -> str:
-        """A link that stands for a vif; its other end is the guest's card."""
-        peer = peer or f"g{name.removeprefix('vif')}"[:15]
+        """A link that stands for a vif, with its other end."""
+        peer = peer or self.peer(name)
         self.ip("link", "add", "name", name, "type", "veth", "peer", "name", peer)
         return peer
 

@@ -166,7 +166,7 @@ class Table:
         return self.message(kind, body + more, flags)
 
     def make_chain(self, name: str) -> Message:
-        return self.chain(abi.NFT_MSG_NEWCHAIN, name, flags=NLM_F_CREATE)
+        return self.chain(abi.NFT_MSG_NEWCHAIN, name, flags=NLM_F_CREATE | NLM_F_EXCL)
 
     def make_hook(self, name: str, hook: int, priority: int) -> Message:
         """A chain that packets come to by themselves."""

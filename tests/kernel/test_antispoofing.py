@@ -342,6 +342,43 @@ def test_many_at_once_by_several_processes(lan, firewall):
     assert lan.host.call(firewall.guarded) == []
 
 
+class Slow(Channel):
+    """Somebody does something between a look and what follows from it."""
+
+    meanwhile = None
+
+    def look(self, messages):
+        found = super().look(messages)
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        return found
+
+
+@pytest.mark.parametrize("before", ["nothing", "guarded", "another guarded"])
+@pytest.mark.parametrize("meanwhile", ["guarded", "unguarded", "another guarded"])
+def test_what_others_do_meanwhile_is_seen(lan, firewall, before, meanwhile):
+    acts = {
+        "nothing": lambda: None,
+        "guarded": lambda: firewall.guard(LINK, Allowance(MAC, (OTHER,))),
+        "unguarded": lambda: firewall.unguard(LINK),
+        "another guarded": lambda: firewall.guard("vif7.0", Allowance(MAC)),
+    }
+    lan.host.call(acts[before])
+    with contextlib.closing(Slow()) as channel:
+        channel.meanwhile = acts[meanwhile]
+        lan.host.call(Guards(channel).guard, LINK, ONLY_V4)
+        rules = lan.host.run("nft", "list", "chain", "bridge", "xen_hotplug", f"link-{LINK}")
+        assert rules.count("ether saddr !=") == 1
+        assert f"0.0.0.0, {OWN} }} drop" in rules
+        check(lan, {"forged": sent(FORGED_ARP)}, arrive=False)
+        check(lan, HONEST_ARP, arrive=True)
+        channel.meanwhile = acts[meanwhile]
+        lan.host.call(Guards(channel).unguard, LINK)
+        assert LINK not in lan.host.call(firewall.guarded)
+    lan.host.call(firewall.unguard, "vif7.0")
+
+
 def test_names_that_no_link_has(lan, firewall):
     for name in ("", "sixteen-letters-", "a b", "a/b", "a\nb", "a\0b"):
         with pytest.raises(OSError) as failure:

@@ -74,7 +74,10 @@ def online(host: Host, event: Event) -> None:
             set_up(host, card, link, port, entry, undo)
             if card.tells:
                 vif.connected(host, card)
+            else:
+                vif.refuse_removed(card, host.store.read(card.device.path))
             undo.pop_all()
+        vif.finished(entry, card.role)
     if card.ip:
         host.note("'ip' limits nothing on Open vSwitch; its own flows can")
 
@@ -101,7 +104,11 @@ def offline(host: Host, event: Event) -> None:
         if not vif.remembered(entry, card.role):  # it was stock's script that added it
             with vif.best_effort(problems):
                 host.switch.delete_port(card.name, card.mac)
-        take_back(host, card.role, vif.present(host, card, entry), entry, problems)
+        clean(host, entry, card.role, problems)
+        with vif.best_effort(problems):
+            vif.release(host, vif.present(host, card, entry))
+        if not problems:  # or else it is tried again when the backend is deleted
+            vif.forget(entry, card.role)
     for problem in problems:
         host.note(problem)
 
@@ -141,8 +148,8 @@ def set_up(
     """Everything but the news of success."""
     if link.up:  # it may be renamed only while it is down
         host.links.change(link, Change(up=False))
-    vif.remember(entry, card, link, SCRIPT, mac=card.mac)
-    undo.callback(take_back, host, card.role, link, entry, [])
+    vif.remember(entry, card, link, SCRIPT, **{vif.UNFINISHED: 1}, mac=card.mac)
+    undo.callback(take_back, host, card.role, entry)
     host.links.flush_addresses(link)
     wish = Change(
         name=card.name if card.name != link.name else None,
@@ -159,11 +166,14 @@ def set_up(
         ) from error
 
 
-def take_back(host: Host, role: str, link: Link | None, entry: Entry, problems: list[str]) -> None:
-    """The port, then the link; if the switch does not let it go, it is tried again later."""
+def take_back(host: Host, role: str, entry: Entry) -> None:
+    """The way back of ``set_up``; the first error is to be told, so this one is silent.
+
+    What the switch does not let go now is tried again once the backend is deleted.
+    """
+    problems: list[str] = []
     clean(host, entry, role, problems)
+    with vif.best_effort(problems):
+        vif.restore(host, entry, role)
     if not problems:
         vif.forget(entry, role)
-    if link is not None:
-        with vif.best_effort(problems):
-            host.links.change(link, Change(up=False))

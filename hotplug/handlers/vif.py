@@ -356,11 +356,16 @@ def change(host: Host, link: Link, wish: Change, *, optional: tuple[str, ...] = 
 
 
 def release(host: Host, link: Link | None) -> None:
-    """Down, and out of whichever bridge it is in, unless it goes just now."""
+    """Down, and out of whichever bridge it is in, unless it goes just now.
+
+    A port of Open vSwitch is released by its database alone: the kernel says EOPNOTSUPP.
+    """
     if link is None:
         return
+    master = host.links.get(link.master) if link.master else None
+    leaves = master is not None and master.kind != "openvswitch"
     try:
-        host.links.change(link, Change(up=False, master=0 if link.master else None))
+        host.links.change(link, Change(up=False, master=0 if leaves else None))
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise

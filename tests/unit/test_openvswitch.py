@@ -179,6 +179,31 @@ def test_a_failure_leaves_no_port_but_its_own_text(cards):
     assert cards.world.journal(CARD) is None
 
 
+def test_a_run_that_was_killed_is_undone(cards):
+    cards.switch.problem = KeyboardInterrupt()  # nothing can be undone either
+    with pytest.raises(KeyboardInterrupt):
+        cards.run(openvswitch, "online")
+    cards.switch.problem = None
+    assert VIF in cards.switch.ports
+    cards.reclaim()  # the backend is there all the time
+    assert cards.switch.ports == {}
+    assert cards.world.journal(CARD) is None
+
+
+def test_a_card_in_use_is_not_taken_back(cards):
+    cards.run(openvswitch, "online")
+    cards.reclaim()
+    assert VIF in cards.switch.ports
+
+
+def test_the_kernels_side_of_the_switch_is_not_asked_to_let_go(cards):
+    cards.run(openvswitch, "online")
+    cards.links.all["ovs-system"] = Link(9, "ovs-system", "openvswitch", "", 1500, False, 0)
+    cards.links.all[VIF] = dataclasses.replace(cards.links.all[VIF], master=9)
+    cards.run(openvswitch, "offline")
+    assert cards.links.done[-1] == Change(up=False)
+
+
 def test_what_the_switch_keeps_is_tried_again(cards):
     cards.run(openvswitch, "online")
     cards.switch.problem = OSError(errno.ECONNREFUSED, "refused", "db.sock")

@@ -200,7 +200,8 @@ def _agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     agent.add_argument(
         "--driver-domain",
         action="store_true",
-        help="watch xenstore for disks to serve, in place of `xl devd`",
+        help="watch xenstore for disks and network cards to serve, in place of `xl devd`, which"
+        " must not run",
     )
     agent.set_defaults(run="agent")
 

@@ -87,7 +87,7 @@ class Event:
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """What the script was told: by its environment, and by KEY=VALUE behind the action."""
+        """What the script was told: by its environment, and by KEY=VALUE beside the action."""
         return parameters(self.arguments, self.variables)
 
 

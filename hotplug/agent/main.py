@@ -23,6 +23,7 @@ from hotplug import __version__, config
 from hotplug.agent import dispatch, host, notify, reconcile, status
 from hotplug.agent.deadline import EventDeadline
 from hotplug.agent.dispatch import DONE, Outcome
+from hotplug.agent.driverdomain import DriverDomain
 from hotplug.agent.logs import Logs
 from hotplug.agent.queues import Job, Queues
 from hotplug.agent.retries import Retries
@@ -30,22 +31,20 @@ from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
-from hotplug.handlers import table
 from hotplug.invocation import Invocation
-from hotplug.sources import control, watches
+from hotplug.kernel import devd
+from hotplug.sources import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hotplug.agent.udevhost import UdevHost
     from hotplug.config import Config
     from hotplug.ports import Host
-    from hotplug.sources.udev import UdevSource
 
 WATCH = "backend"
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
-SETTLE = 10.0  # seconds a backend has to reach InitWait, as libxl has it
-POLL_STATE = 0.02  # seconds
 
 
 class Agent:
@@ -53,7 +52,6 @@ class Agent:
 
     def __init__(self, settings: Config, *, driver_domain: bool = False) -> None:
         self.config = settings
-        self.driver_domain = driver_domain
         self.started = time.monotonic()
         self.failed = 0
         self.logs = Logs(settings, stderr=True)
@@ -63,16 +61,17 @@ class Agent:
         self._store = parts.store
         self._holders = parts.holders
         self.queues = Queues(self._crash)
-        self._retries = Retries(self._try_again)
+        self._retries = Retries(self._reclaim)
         self._changes: deque[str] = deque()  # paths of watch events; its operations are atomic
         self._signals: deque[int] = deque()
         self._crashed: BaseException | None = None
-        self._poll = select.epoll()
+        self.poll = select.epoll()
         self._wake_end, self._wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._poll.register(self._wake_end, select.EPOLLIN)
+        self.poll.register(self._wake_end, select.EPOLLIN)
         self.control: control.ControlSource | None = None
         self._made_socket = False
-        self.udev: UdevSource | None = None
+        self.driver_domain = DriverDomain(self) if driver_domain else None
+        self.udev: UdevHost | None = None
 
     # The life of the process
 
@@ -82,7 +81,9 @@ class Agent:
             signal.signal(number, lambda received, _: self._signal(received))
         signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
         self._watch_store()
-        self._cold_start()
+        self.reclaim_all()
+        if self.driver_domain is not None:
+            self.attempt("looking for backends", self.driver_domain.look_at_all)
         self._listen()
         self._follow_udev()
         notify.ready(f"{__version__}, waiting for devices")
@@ -102,7 +103,7 @@ class Agent:
                     notify.alive()
                     next_alive = now + watchdog
                 timeout = min(next_alive - now, timeout if timeout is not None else watchdog)
-            for descriptor, events in self._poll.poll(timeout):
+            for descriptor, events in self.poll.poll(timeout):
                 self._ready(descriptor, events)
             if not self._handle_signals():
                 return 0
@@ -113,7 +114,7 @@ class Agent:
         if self.control is not None and descriptor == self.control.fileno():
             self.control.accept()
         elif self.udev is not None and descriptor == self.udev.fileno():
-            self._take_uevents(self.udev)
+            self.udev.take()
         elif descriptor == self._wake_end:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_end, 65536)
@@ -166,6 +167,8 @@ class Agent:
         if self.control is not None:
             self._stop_listening()
             self.control.close()
+        if self.udev is not None:
+            self.udev.close()
         os.close(self._lock)
 
     # Sources
@@ -174,7 +177,7 @@ class Agent:
         passed = notify.listen_sockets()
         self._made_socket = not passed
         listener = passed[0] if passed else control.listen(self._socket_path())
-        self.control = control.ControlSource(listener, self._poll, self._serve)
+        self.control = control.ControlSource(listener, self.poll, self._serve)
 
     def _socket_path(self) -> str:
         return os.path.join(self.config.rundir, wire.SOCKET)
@@ -187,33 +190,14 @@ class Agent:
 
     def _follow_udev(self) -> None:
         """Begin or stop to listen to uevents, as the configuration says."""
-        if self.config.udev and self.udev is None:
-            from hotplug.sources.udev import UdevSource  # noqa: PLC0415 - few hosts need it
+        wanted = self.config.udev and self.driver_domain is None  # which has the store's watches
+        if wanted and self.udev is None:
+            from hotplug.agent.udevhost import UdevHost  # noqa: PLC0415 - few hosts need it
 
-            self.udev = UdevSource()
-            self._poll.register(self.udev.fileno(), select.EPOLLIN)
-            self._attempt("looking for backends that wait", self._add_waiting)
-        elif not self.config.udev:
-            self._forget_udev()
-
-    def _forget_udev(self) -> None:
-        if self.udev is not None:
-            self._poll.unregister(self.udev.fileno())
+            self.udev = UdevHost(self)
+        elif not wanted and self.udev is not None:
+            self.udev.close()
             self.udev = None
-
-    def _take_uevents(self, source: UdevSource) -> None:
-        from hotplug.sources import udev  # noqa: PLC0415 - loaded with the source
-
-        try:
-            for properties in source.receive():
-                event = udev.event_for(properties)
-                if event is not None:
-                    self._submit(event, self._settled(event))
-        except udev.OverflowedError:
-            self.logs.failure("xen-hotplug", "uevents were lost, every backend is looked at again")
-            self._forget_udev()
-            self._follow_udev()
-            self._cold_start()
 
     def _watch_store(self) -> None:
         self._store.watch(WATCH, TOKEN, self._changed)
@@ -224,7 +208,7 @@ class Agent:
     def _changed(self, path: str, _token: str) -> None:
         """A watch event: runs in the store's reader, so it only takes note."""
         came_or_went = self._holders.changed(path)
-        if came_or_went is not None or self.driver_domain or path.count("/") < 3:
+        if came_or_went is not None or self.driver_domain or path.count("/") < 4:
             self._changes.append(path)
             self._wake()
 
@@ -236,10 +220,8 @@ class Agent:
                 self._reclaim(device)
         elif len(parts) < 4:
             self._reclaim_below(parts)
-        if self.driver_domain:
-            changed = watches.watched_device(path)
-            if changed is not None:
-                self._look(changed)
+        if self.driver_domain is not None:
+            self.driver_domain.changed(path)
 
     def _reclaim_below(self, parts: list[str]) -> None:
         """A whole subtree went: all that the journal has for it is looked at."""
@@ -249,72 +231,60 @@ class Agent:
 
     # Work
 
-    def _cold_start(self) -> None:
-        """What runs before us left behind, and in a driver domain what waits for us."""
+    def reclaim_all(self) -> None:
+        """What runs before us left behind."""
         for device in self.host.journal.devices():
             self._reclaim(device)
-        self._attempt("looking for loop devices that nobody wants", self._detach_unknown)
-        if self.driver_domain:
-            self._attempt("looking for backends", self._look_at_all)
+        self.attempt("looking for loop devices that nobody wants", self._detach_unknown)
 
     def _detach_unknown(self) -> None:
         for leak in reconcile.unknown_loops(self.host, self._refused):
             self.logs.note(f"xen-hotplug: {leak.device}: no backend wants {leak.what}: detached")
-            self._attempt(leak.device, functools.partial(reconcile.detach, self.host, leak))
+            self.attempt(leak.device, functools.partial(reconcile.detach, self.host, leak))
 
     def _refused(self, device: Device, error: PermissionError) -> None:
         self.logs.failure("xen-hotplug", f"{device}: {dispatch.problem_of(error)}")
 
-    def _look_at_all(self) -> None:
-        for device in reconcile.backends(self.host, watches.KINDS):
-            self._look(device)
-
-    def _add_waiting(self) -> None:
-        for device in reconcile.waiting(self.host):
-            self._submit(Event(Action.ADD, device, self._script("block")))
-
-    def _attempt(self, subject: object, work: Callable[[], Outcome | None]) -> Outcome:
+    def attempt(self, subject: object, work: Callable[[], Outcome | None]) -> Outcome:
         """What one device refuses us shall not end the agent."""
         return dispatch.attempt(self.logs, "xen-hotplug", subject, work)
 
-    def _script(self, name: str) -> str:
-        return os.path.join(self.config.scripts, name)
-
     def _reclaim(self, device: Device) -> None:
-        self._submit(Event(Action.RECLAIM, device, self._script("block")))
+        script = os.path.join(self.config.scripts, "block")
+        event = Event(Action.RECLAIM, device, script)
+        self.queue(event, lambda deadline: self._run(event, deadline))
 
-    def _try_again(self, device: Device) -> None:
-        self._reclaim(device)
-        self._wake()  # the loop watches over deadlines, and this is another thread
-
-    def _submit(self, event: Event, work: Callable[[EventDeadline], Outcome] | None = None) -> None:
-        """Queue an event that no client waits for."""
-        self._queue(event, work or (lambda deadline: self._run(event, deadline)), lambda _: None)
-
-    def _queue(
+    def queue(
         self,
         event: Event,
         work: Callable[[EventDeadline], Outcome],
-        answer: Callable[[Outcome], None],
+        *,
+        answer: Callable[[Outcome], None] = lambda _: None,
+        late: Callable[[HotplugError, EventDeadline], Outcome] | None = None,
+        deadline: EventDeadline | None = None,
     ) -> Job:
+        """Do something in its device's turn. Whatever thread this is, the loop sees to the time."""
         name = os.path.basename(event.script)
         job = Job(
             key=event.device.key,
             name=f"{name} {event.action} {event.device}",
             work=work,
             answer=answer,
-            late=lambda error, deadline: dispatch.fail(
-                self.host, self.logs, event, error, deadline
-            ),
-            deadline=EventDeadline(self.config.deadline),
+            late=late or (lambda error, taken: self._fail(event, error, taken)),
+            deadline=deadline or EventDeadline(self.config.deadline),
         )
         self.queues.submit(job)
+        if threading.current_thread() is not threading.main_thread():
+            self._wake()
         return job
 
-    def _run(self, event: Event, deadline: EventDeadline) -> Outcome:
-        return self._done(event, dispatch.run(self.host, self.logs, event, deadline))
+    def _fail(self, event: Event, error: HotplugError, deadline: EventDeadline) -> Outcome:
+        return dispatch.fail(self.host, self.logs, event, error, deadline)
 
-    def _done(self, event: Event, outcome: Outcome) -> Outcome:
+    def _run(self, event: Event, deadline: EventDeadline) -> Outcome:
+        return self.done(event, dispatch.run(self.host, self.logs, event, deadline))
+
+    def done(self, event: Event, outcome: Outcome) -> Outcome:
         """Count failures. What one could not take back just then is tried again."""
         if outcome.status:
             self.failed += 1
@@ -323,44 +293,6 @@ class Agent:
         else:
             self._retries.settled(event.device)
         return outcome
-
-    def _look(self, device: Device) -> None:
-        """Driver domain: find out in the device's turn what it wants, and do it."""
-
-        def work(deadline: EventDeadline) -> Outcome:
-            return self._attempt(device, lambda: self._do_what_it_wants(device, deadline))
-
-        self._submit(Event(Action.ADD, device, self._script("block")), work)
-
-    def _do_what_it_wants(self, device: Device, deadline: EventDeadline) -> Outcome:
-        event = watches.look(self.host.store, device)
-        if event is None:
-            return DONE
-        handler = table.any_script(event)
-        outcome = self._done(event, dispatch.run(self.host, self.logs, event, deadline, handler))
-        if event.action is Action.REMOVE:
-            watches.delete_backend(self.host.store, device)
-        return outcome
-
-    def _settled(self, event: Event) -> Callable[[EventDeadline], Outcome] | None:
-        """A uevent's ``add`` may come before the backend is ready for its device."""
-        if event.action is not Action.ADD:
-            return None
-
-        def work(deadline: EventDeadline) -> Outcome:
-            return self._attempt(event.device, lambda: self._add_settled(event, deadline))
-
-        return work
-
-    def _add_settled(self, event: Event, deadline: EventDeadline) -> Outcome:
-        store = self.host.store
-        if store.read("libxl/disable_udev") is not None:
-            return DONE
-        end = time.monotonic() + SETTLE
-        deadline.stage("waiting for the backend to reach state 2")
-        while store.read(f"{event.device.path}/state") == b"1" and time.monotonic() < end:
-            time.sleep(POLL_STATE)
-        return self._run(event, deadline)
 
     def _serve(self, client: control.Connection, request: wire.Request) -> None:
         """A client asks for something."""
@@ -381,16 +313,18 @@ class Agent:
         if event is None:
             answer(DONE)
             return
-        job = self._queue(event, functools.partial(self._invoke, invocation, event), answer)
+        job = self.queue(event, functools.partial(self._invoke, invocation, event), answer=answer)
         if event.action in (Action.ADD, Action.ONLINE):
             client.abandon = job.deadline.abandon
 
     def _invoke(self, invocation: Invocation, event: Event, deadline: EventDeadline) -> Outcome:
         outcome = dispatch.invoke(self.host, self.logs, invocation, deadline, event)
-        return self._done(event, outcome)
+        return self.done(event, outcome)
 
 
 def run(settings: Config, *, driver_domain: bool) -> int:
     """``xen-hotplug agent``."""
     threading.stack_size(256 * 1024)  # bytes; handlers are shallow and there may be many workers
+    if driver_domain:
+        devd.refuse()
     return Agent(settings, driver_domain=driver_domain).run()

@@ -21,7 +21,7 @@ def describe(agent: Agent) -> str:
     now = time.monotonic()
     jobs = agent.queues.snapshot()
     sources = ["control"]
-    if agent.driver_domain:
+    if agent.driver_domain is not None:
         sources.append("watches")
     if agent.udev is not None:
         sources.append("udev")

@@ -6,6 +6,7 @@ action; for a script of network cards it is its own name. What is not in here is
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -52,6 +53,8 @@ CARD_SCRIPTS = {
 SCSI_SCRIPT = "vscsi"
 
 SCRIPTS = DISK_SCRIPTS | CARD_SCRIPTS.keys() | {SCSI_SCRIPT}
+STOCK_FOLDER = "/etc/xen/scripts"
+OUR_FOLDER = "/hotplug/client/scripts"  # wherever our package is
 
 
 class CardScript(Protocol):
@@ -88,7 +91,9 @@ def handler(event: Event) -> Handler:
         raise HotplugError(f"{event.script}: xen-hotplug stands in for no script of this name")
     if name in CARD_SCRIPTS:
         module = card_script(name)
-        return module.online if event.action in (Action.ONLINE, Action.ADD) else module.offline
+        if event.action is Action.ADD:
+            return functools.partial(add_tap, module)
+        return module.online if event.action is Action.ONLINE else module.offline
     if name == SCSI_SCRIPT:
         from hotplug.handlers import vscsi  # noqa: PLC0415 - few hosts have one
 
@@ -99,9 +104,36 @@ def handler(event: Event) -> Handler:
     return found
 
 
-def any_script(event: Event) -> Handler:
-    """For a driver domain, where no toolstack runs the scripts that are not ours."""
-    return handler(event) if os.path.basename(event.script) in SCRIPTS else foreign.run
+def add_tap(module: CardScript, host: Host, event: Event) -> None:
+    """A tap arrived; in a driver domain it did not, as device models are elsewhere.
+
+    There libxl's devd runs the scripts for it nevertheless.
+    """
+    if not is_elsewhere(host, event):
+        module.online(host, event)
+
+
+def is_elsewhere(host: Host, event: Event) -> bool:
+    """Whether a tap is none of ours. Not asked of the store where it is found at once."""
+    if host.links.find(event.variables.get("INTERFACE", "")) is not None:
+        return False
+    if (host.store.read("domid") or b"0") == b"0":
+        return False
+    from hotplug.handlers import vif  # noqa: PLC0415 - who has no network cards shall not pay
+
+    return vif.present(host, vif.Vif.read(host, event)) is None
+
+
+def any_script(event: Event, folder: str) -> Handler:
+    """For hosts where no toolstack runs the scripts that are not ours.
+
+    One of ours is known by its name in the scripts' folder, whether ours were put there or not.
+    A program of that name elsewhere is somebody's own.
+    """
+    where, name = os.path.split(event.script)
+    if name in SCRIPTS and (where in (folder, STOCK_FOLDER) or where.endswith(OUR_FOLDER)):
+        return handler(event)
+    return foreign.run
 
 
 def reclaim_card(host: Host, event: Event) -> None:

@@ -8,11 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 
-import pytest
-from harness import agent as agents
-from harness import leaks, locks, loops
+from harness import locks, loops
 from harness.guests import Guest
 from harness.locks import wait_until
 from harness.loops import make_file
@@ -210,41 +207,6 @@ def test_the_cold_start_finds_loops_without_a_journal(runner, disk, place, tmp_p
     assert runner.remove(kept).status == 0
 
 
-def test_driver_domain_mode(tmp_path):
-    """The disks of a driver domain: before the agent starts, after, reconnected, removed."""
-    with place_in_domain(7) as place:
-        serve_a_driver_domain(place, tmp_path)
-        leaks.refuse(place, tmp_path, None)
-
-
-def serve_a_driver_domain(place, tmp_path):
-    def disk(params):
-        guest = Guest(place.store)
-        return guest.disk(params, backend_domid=7, script="/etc/xen/scripts/block")
-
-    before = disk(str(make_file(tmp_path / "before.img")))
-    agent = agents.start(place, arguments=("--driver-domain",))
-    try:
-        wait_until(lambda: before.read("hotplug-status") == b"connected", "the first is served")
-        after = disk(str(make_file(tmp_path / "after.img")))
-        wait_until(lambda: after.read("hotplug-status") == b"connected", "the second is served")
-        missing = disk(str(tmp_path / "none.img"))
-        wait_until(lambda: missing.read("hotplug-status") == b"error", "the failure is told")
-        assert missing.read("hotplug-error") == f"{tmp_path}/none.img does not exist.".encode()
-
-        after.write("state", 6)  # and online is 1: it will reconnect
-        time.sleep(0.2)
-        assert after.exists
-        assert len(loops.below(tmp_path)) == 2
-        for backend in (before, after, missing):
-            backend.close()
-        wait_until(lambda: not loops.below(tmp_path), "both are taken back")
-        for backend in (before, after, missing):
-            wait_until(lambda b=backend: not b.exists, "the backend is deleted")
-    finally:
-        assert agent.stop() == 0
-
-
 def test_a_host_of_udev_serves_what_waits(runner, place, disk, status):
     """Backends that were announced before anybody listened; switched on and off by SIGHUP."""
     waiting, connected = disk("waiting.img"), disk("connected.img")
@@ -258,34 +220,6 @@ def test_a_host_of_udev_serves_what_waits(runner, place, disk, status):
     wait_until(lambda: status()["agent"]["sources"] == ["control"], "it does not listen any more")
     for backend in (waiting, connected):
         assert runner.remove(backend).status == 0
-
-
-@pytest.mark.parametrize("hidden", ["state", "", ".."])
-def test_a_driver_domain_with_a_backend_that_it_may_not_read(tmp_path, hidden):
-    """That backend is not served, and named in the log; all others are, whenever they come."""
-    with place_in_domain(7) as place:
-        backends = []
-        for name in ("hidden", "before", "after"):
-            guest, file = Guest(place.store), make_file(tmp_path / f"{name}.img")
-            state = 1 if name == "after" else 2
-            backends.append(guest.disk(str(file), backend_domid=7, state=state))
-        path = os.path.normpath(f"{backends[0].path}/{hidden}")
-        place.store.set_permissions(path, "n0")
-        agent = agents.start(place, arguments=("--driver-domain",))
-        try:
-            wait_until(lambda: backends[1].read("hotplug-status") == b"connected", "one is served")
-            backends[2].write("state", 2)
-            wait_until(lambda: backends[2].read("hotplug-status") == b"connected", "as is the next")
-            place.store.set_permissions(path, "n7")
-            backends[0].write("state", 2)
-            wait_until(lambda: backends[0].read("hotplug-status") == b"connected", "all are")
-            for backend in backends:
-                backend.close()
-            wait_until(lambda: not loops.below(tmp_path), "all are taken back")
-        finally:
-            assert agent.stop() == 0
-        said = hidden == ".." or backends[0].relative in agent.log.read_text()
-        assert said, agent.log.read_text()
 
 
 def test_disable_udev_that_may_not_be_read(tmp_path):

@@ -19,8 +19,8 @@ from harness.outcomes import assert_ok
 from harness.place import place, place_behind_proxy, place_in_domain
 from harness.run import Runner
 
-DRIVER_DOMAIN = 7
-RUNNERS = {"runner", "fresh_runner", "driver_runner", "card_runner"}
+DRIVER_DOMAIN = 30007  # no guest's number: those count from 1
+RUNNERS = {"runner", "fresh_runner", "driver_runner", "card_runner", "driver_card_runner"}
 _names = itertools.count(1)
 
 
@@ -51,7 +51,7 @@ def fresh_runner(request):
 
 @pytest.fixture
 def driver_runner(request):
-    """A runner in driver domain 7, for one test."""
+    """A runner in a driver domain, for one test."""
     with place_in_domain(DRIVER_DOMAIN) as made, running(request.param, made) as runner:
         runner.domid = DRIVER_DOMAIN
         yield runner
@@ -71,6 +71,18 @@ def card_runner(request, net):
     """A runner whose runs, and whose agent, are in the network namespace ``net``."""
     with place() as made:
         runner = Runner(request.param, made, launcher=net.launcher)
+        if request.param == "agent":
+            runner.start_agent()
+        yield runner
+        if runner.agent is not None:
+            assert runner.agent.stop() == 0
+
+
+@pytest.fixture
+def driver_card_runner(request, net):
+    """A runner in a driver domain that has the network namespace ``net``, for one test."""
+    with place_in_domain(DRIVER_DOMAIN) as made:
+        runner = Runner(request.param, made, domid=DRIVER_DOMAIN, launcher=net.launcher)
         if request.param == "agent":
             runner.start_agent()
         yield runner

@@ -202,5 +202,6 @@ def _introduce(daemon: Daemon, domid: int) -> tuple[mmap.mmap, int, int]:
         words = (str(word).encode() + b"\0" for word in (domid, 1, PORT + domid))
         store.call(INTRODUCE, *words)
         store.write(f"/local/domain/{domid}/domid", domid)
+        store.set_permissions(f"/local/domain/{domid}/domid", "n0", f"r{domid}")
         store.set_permissions(f"/local/domain/{domid}", f"n{domid}")
     return ring, events, kick

@@ -4,7 +4,7 @@ A line marked K in the contract must equal stock, so its test also runs against 
 scripts, which shows that the test is right. A line marked F must differ. ``runner`` is shared by
 the tests of a module, and so is ``card_runner``, which is in a network namespace;
 ``fresh_runner`` belongs to one test, which may break it, and
-``driver_runner`` is in a driver domain.
+``driver_runner`` is in a driver domain, as is ``driver_card_runner``, in a network namespace.
 
 The order of the names is the same everywhere: pytest groups the tests of a runner by index.
 """
@@ -23,3 +23,4 @@ F_FRESH = pytest.mark.parametrize("fresh_runner", OURS, indirect=True)
 K_CARD = pytest.mark.parametrize("card_runner", ALL, indirect=True, scope="module")
 F_CARD = pytest.mark.parametrize("card_runner", OURS, indirect=True, scope="module")
 F_DRIVER = pytest.mark.parametrize("driver_runner", OURS, indirect=True)
+F_DRIVER_CARD = pytest.mark.parametrize("driver_card_runner", OURS, indirect=True)

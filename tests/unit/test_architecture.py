@@ -54,6 +54,8 @@ MAY_IMPORT = {
     "hotplug.client.oneshot": EVERYTHING,
     "hotplug.agent.main": POLICY | MECHANISM,  # start-up
     "hotplug.agent.host": POLICY | MECHANISM,  # start-up
+    "hotplug.agent.driverdomain": {"hotplug.sources.watches", *POLICY},
+    "hotplug.agent.udevhost": {"hotplug.sources.udev", *POLICY},
     "hotplug.agent.*": POLICY,
     "hotplug.handlers.*": {"hotplug.handlers.*", *VALUES},
     "hotplug.kernel.*": {"hotplug.kernel.*", *VALUES},
@@ -64,7 +66,7 @@ MAY_IMPORT = {
 # Who may import what is foreign, and translates it: one module for one use.
 FOREIGN = {
     "ctypes": set(),
-    "psutil": {"hotplug.commands", "hotplug.kernel.lockfile"},
+    "psutil": {"hotplug.commands", "hotplug.kernel.devd", "hotplug.kernel.lockfile"},
     "pyroute2": {"hotplug.kernel.rtnetlink"},
     "pyudev": {"hotplug.sources.udev"},
 }
@@ -185,6 +187,7 @@ ONESHOT = {
     *(f"hotplug.handlers.targets{name}" for name in ("", ".file", ".phy", ".table")),
     *(module for module in MODULES if module.startswith(("hotplug.kernel", "hotplug.xenstore"))),
 } - {
+    "hotplug.kernel.devd",
     "hotplug.kernel.uevents",
     "hotplug.xenstore.alarm",
     *(f"hotplug.kernel.{name}" for name in FOR_CARDS),

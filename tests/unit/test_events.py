@@ -5,7 +5,7 @@ import pytest
 from hotplug.errors import UsageError
 from hotplug.events import Action, Device
 from hotplug.invocation import Invocation
-from hotplug.sources import udev, watches
+from hotplug.sources import udev
 
 
 @pytest.mark.parametrize(
@@ -102,36 +102,3 @@ def test_uevent():
 )
 def test_other_uevents_are_passed_over(change):
     assert udev.event_for({**UEVENT, **change}) is None
-
-
-@pytest.mark.parametrize(
-    ("path", "device"),
-    [
-        ("backend/vbd/5/51712/state", Device("vbd", 5, 51712)),
-        ("/local/domain/3/backend/vbd/5/51712/online", Device("vbd", 5, 51712)),
-        ("backend/vbd/5/51712/params", None),
-        ("backend/vbd/5/51712", None),
-        ("backend/qdisk/5/51712/state", None),
-        ("backend/vbd/x/y/state", None),
-        ("backend", None),
-    ],
-)
-def test_watched_paths(path, device):
-    assert watches.watched_device(path) == device
-
-
-@pytest.mark.parametrize(
-    ("state", "online", "action"),
-    [
-        (b"2", b"1", Action.ADD),
-        (b"6", b"0", Action.REMOVE),
-        (b"6", b"1", None),  # it reconnects
-        (b"1", b"1", None),
-        (b"4", b"1", None),
-        (b"5", b"0", None),
-        (None, None, None),
-    ],
-)
-def test_states_of_a_driver_domain(state, online, action):
-    event = watches.event_for(Device("vbd", 5, 51712), state, online, b"/etc/xen/scripts/block")
-    assert (event.action if event else None) is action

@@ -1,0 +1,94 @@
+"""Hosts whose toolstack runs no scripts: the kernel's events tell what to do.
+
+A uevent may come before its backend is ready, so what is asked for waits for that in the device's
+turn. While we listen there is a file that says so, and the udev rules do nothing then. What
+happened while nobody listened is found in the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from typing import TYPE_CHECKING
+
+from hotplug.agent import dispatch, reconcile
+from hotplug.agent.dispatch import DONE, Outcome
+from hotplug.events import Action, Event
+from hotplug.handlers import table
+from hotplug.sources import udev
+
+if TYPE_CHECKING:
+    from hotplug.agent.deadline import EventDeadline
+    from hotplug.agent.main import Agent
+
+SETTLE = 10.0  # seconds a backend has to reach InitWait, as libxl has it
+POLL_STATE = 0.02  # seconds
+FLAG = "udev"  # below the runtime directory; see udev-rules/xen-hotplug.rules
+
+
+class UdevHost:
+    """Listens to uevents, from its creation until it is closed."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._flag = os.path.join(agent.config.rundir, FLAG)
+        self._source = udev.UdevSource()
+        agent.poll.register(self._source.fileno(), select.EPOLLIN)
+        with open(self._flag, "wb"):
+            pass
+        agent.attempt("looking for backends that wait", self._look_at_all)
+
+    def fileno(self) -> int:
+        return self._source.fileno()
+
+    def close(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._flag)
+        self._agent.poll.unregister(self._source.fileno())
+
+    def take(self) -> None:
+        """Queue what the events ask for."""
+        try:
+            for properties in self._source.receive():
+                event = udev.event_for(properties)
+                if event is not None:
+                    self._queue(event)
+        except udev.OverflowedError:
+            self._start_again()
+
+    def _start_again(self) -> None:
+        agent = self._agent
+        agent.logs.failure("xen-hotplug", "uevents were lost, every backend is looked at again")
+        agent.poll.unregister(self._source.fileno())
+        self._source = udev.UdevSource()
+        agent.poll.register(self._source.fileno(), select.EPOLLIN)
+        agent.reclaim_all()
+        agent.attempt("looking for backends that wait", self._look_at_all)
+
+    def _look_at_all(self) -> None:
+        for device in reconcile.waiting(self._agent.host):
+            script = os.path.join(self._agent.config.scripts, "block")
+            self._queue(Event(Action.ADD, device, script))
+
+    def _queue(self, event: Event) -> None:
+        agent = self._agent
+
+        def work(deadline: EventDeadline) -> Outcome:
+            return agent.attempt(event.device, lambda: self._do(event, deadline))
+
+        agent.queue(event, work)
+
+    def _do(self, event: Event, deadline: EventDeadline) -> Outcome:
+        agent = self._agent
+        store = agent.host.store
+        if store.read("libxl/disable_udev") is not None:
+            return DONE
+        if event.action is Action.ADD and event.device.kind != "vif":
+            end = time.monotonic() + SETTLE
+            deadline.stage("waiting for the backend to reach state 2")
+            while store.read(f"{event.device.path}/state") == b"1" and time.monotonic() < end:
+                time.sleep(POLL_STATE)
+        handler = table.any_script(event, agent.config.scripts)
+        return agent.done(event, dispatch.run(agent.host, agent.logs, event, deadline, handler))

@@ -22,7 +22,7 @@ SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
 BUILD_PACKAGES = gcc libc6-dev python3 python3-venv
 DEMO_PACKAGES = libudev1 mount util-linux xen-utils xen-utils-common xenstore-utils
 TEST_PACKAGES = $(DEMO_PACKAGES) conntrack dpkg e2fsprogs iproute2 iptables nbdkit nftables \
-	openvswitch-switch procps strace systemd
+	openvswitch-switch procps strace systemd udev
 LAB_PACKAGES = $(BUILD_PACKAGES) e2fsprogs mmdebstrap qemu-system-x86 util-linux zstd
 
 .PHONY: help
@@ -155,7 +155,7 @@ LIBRARY = $(PREFIX)/lib/xen-hotplug
 INTERPRETER = $(shell $(VENV)/bin/python -c 'import sys; print(sys.base_prefix)')/bin/python3
 
 .PHONY: install
-install: $(VENV)/.requirements  ## command, scripts, units, settings; PREFIX and DESTDIR count
+install: $(VENV)/.requirements  ## command, scripts, units, rules, settings; PREFIX and DESTDIR count
 	@echo "Installing below $(DESTDIR)$(PREFIX)"
 	@rm -rf "$(DESTDIR)$(LIBRARY).new"
 	@$(PIP) install --no-build-isolation --target "$(DESTDIR)$(LIBRARY).new" \
@@ -164,6 +164,8 @@ install: $(VENV)/.requirements  ## command, scripts, units, settings; PREFIX and
 		--config-settings=setup-args="-Dsite=$(LIBRARY)" .
 	@rm -r "$(DESTDIR)$(LIBRARY).new/bin"
 	@install -m 644 etc/xen-hotplug.toml "$(DESTDIR)$(LIBRARY).new/xen-hotplug.toml"
+	@sed 's|/usr/local/lib/xen-hotplug|$(LIBRARY)|g' udev-rules/xen-hotplug.rules \
+		>"$(DESTDIR)$(LIBRARY).new/xen-hotplug.rules"
 	@rm -rf "$(DESTDIR)$(LIBRARY)"
 	@mv "$(DESTDIR)$(LIBRARY).new" "$(DESTDIR)$(LIBRARY)"
 	@install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(SYSCONFDIR)" "$(DESTDIR)$(UNITDIR)"

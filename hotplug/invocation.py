@@ -30,6 +30,7 @@ PROBE = "block-drbd-probe"  # has a device as its argument
 IFUP = "qemu-ifup"  # has a tap and a bridge as its arguments
 SETUP = "vif-setup"  # stands for the script that the variable of this name says
 SCSI = "vscsi"
+CLEANUP = "xen-hotplug-cleanup"  # has no arguments: udev runs it when a device is gone
 
 # The variable `script`: xend wrote parameters behind the path, libxl a path that may have blanks.
 SCRIPT = re.compile(r"(?P<path>.*?)(?P<words>(?:\s+[A-Za-z_]\w*=\S*)*)\s*", re.DOTALL)
@@ -76,9 +77,7 @@ class Invocation:
 
     def behind_setup(self) -> Invocation:
         """The run that vif-setup stands for, each word as it was given."""
-        match = SCRIPT.fullmatch(self.variables.get("script", ""))
-        path = match["path"] if match else ""
-        words = match["words"].split() if match else []
+        path, words = script_words(self.variables.get("script", ""))
         path = path or os.path.join(os.path.dirname(self.script), "vif-bridge")
         return dataclasses.replace(self, argv=(path, *words, *self.argv[1:]))
 
@@ -93,6 +92,8 @@ class Invocation:
 
     def event(self) -> Event | None:
         """What is asked for, None if that is nothing; UsageError if it makes no sense."""
+        if self.name == CLEANUP:
+            return self._about(Action.REMOVE, self._backend(Action.REMOVE))
         command = next((word for word in self.argv[1:] if "=" not in word), None)
         if self.name == SCSI and command != Action.ADD:
             return None  # whatever it is
@@ -138,3 +139,9 @@ class Invocation:
             problem = f"is '{name}'" if name else "is not set"
             raise UsageError(f"{action}: INTERFACE {problem}; it must be like vif5.0-emu")
         return Device("vif", int(match[1]), int(match[2]))
+
+
+def script_words(text: str) -> tuple[str, list[str]]:
+    """The path and the parameters in the variable `script`."""
+    match = SCRIPT.fullmatch(text)
+    return (match["path"], match["words"].split()) if match else ("", [])

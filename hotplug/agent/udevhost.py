@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from hotplug.agent import dispatch, reconcile
 from hotplug.agent.dispatch import DONE, Outcome
-from hotplug.events import Action, Event
+from hotplug.events import Action
 from hotplug.handlers import table
-from hotplug.sources import udev
+from hotplug.sources import udev, watches
 
 if TYPE_CHECKING:
     from hotplug.agent.deadline import EventDeadline
     from hotplug.agent.main import Agent
+    from hotplug.events import Event
 
 SETTLE = 10.0  # seconds a backend has to reach InitWait, as libxl has it
 POLL_STATE = 0.02  # seconds
@@ -52,8 +53,7 @@ class UdevHost:
         """Queue what the events ask for."""
         try:
             for properties in self._source.receive():
-                event = udev.event_for(properties)
-                if event is not None:
+                for event in udev.events_for(properties):
                     self._queue(event)
         except udev.OverflowedError:
             self._start_again()
@@ -68,9 +68,16 @@ class UdevHost:
         agent.attempt("looking for backends that wait", self._look_at_all)
 
     def _look_at_all(self) -> None:
-        for device in reconcile.waiting(self._agent.host):
-            script = os.path.join(self._agent.config.scripts, "block")
-            self._queue(Event(Action.ADD, device, script))
+        """What the store shows is told again, in the kernel's words."""
+        host = self._agent.host
+        for device in reconcile.backends(host, watches.KINDS):
+            wish = watches.look(host.store, device, is_known=host.journal.knows(device))
+            if wish is None:
+                continue
+            last = {Action.OFFLINE: [Action.REMOVE]}.get(wish.action, [])
+            for action in (wish.action, *last):
+                for event in udev.events_for({**wish.variables, "ACTION": action.value}):
+                    self._queue(event)
 
     def _queue(self, event: Event) -> None:
         agent = self._agent
@@ -85,7 +92,7 @@ class UdevHost:
         store = agent.host.store
         if store.read("libxl/disable_udev") is not None:
             return DONE
-        if event.action is Action.ADD and event.device.kind != "vif":
+        if event.action is Action.ADD and event.device.kind != "vif":  # or else it is a tap
             end = time.monotonic() + SETTLE
             deadline.stage("waiting for the backend to reach state 2")
             while store.read(f"{event.device.path}/state") == b"1" and time.monotonic() < end:

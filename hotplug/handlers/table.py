@@ -51,8 +51,9 @@ CARD_SCRIPTS = {
 }
 
 SCSI_SCRIPT = "vscsi"
+CLEANUP = "xen-hotplug-cleanup"
 
-SCRIPTS = DISK_SCRIPTS | CARD_SCRIPTS.keys() | {SCSI_SCRIPT}
+SCRIPTS = DISK_SCRIPTS | CARD_SCRIPTS.keys() | {SCSI_SCRIPT, CLEANUP}
 STOCK_FOLDER = "/etc/xen/scripts"
 OUR_FOLDER = "/hotplug/client/scripts"  # wherever our package is
 
@@ -87,6 +88,10 @@ def handler(event: Event) -> Handler:
     if event.action is Action.RECLAIM:
         return reclaim_card if event.device.kind == "vif" else block.reclaim
     name = os.path.basename(event.script)
+    if name == CLEANUP:
+        from hotplug.handlers import cleanup  # noqa: PLC0415 - few hosts need it
+
+        return cleanup.run
     if name not in SCRIPTS:
         raise HotplugError(f"{event.script}: xen-hotplug stands in for no script of this name")
     if name in CARD_SCRIPTS:

@@ -97,6 +97,9 @@ def test_the_final_paths_are_compiled_in(staged):
     assert b"/opt/xen/lib/xen-hotplug\0" in (scripts / "block").read_bytes()
     unit = (staged / "opt/xen/lib/systemd/system/xen-hotplug.service").read_text()
     assert "ExecStart=/opt/xen/bin/xen-hotplug agent\n" in unit
+    rules = (staged / "opt/xen/lib/xen-hotplug/xen-hotplug.rules").read_text()
+    assert f'RUN+="{Path("/") / scripts.relative_to(staged)}/xen-hotplug-cleanup"' in rules
+    assert "/usr/local" not in rules
     assert (
         'sys.path.append("/opt/xen/lib/xen-hotplug")'
         in (staged / "opt/xen/bin/xen-hotplug").read_text()

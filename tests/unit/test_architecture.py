@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "hotplug.agent.main": POLICY | MECHANISM,  # start-up
     "hotplug.agent.host": POLICY | MECHANISM,  # start-up
     "hotplug.agent.driverdomain": {"hotplug.sources.watches", *POLICY},
-    "hotplug.agent.udevhost": {"hotplug.sources.udev", *POLICY},
+    "hotplug.agent.udevhost": {"hotplug.sources.udev", "hotplug.sources.watches", *POLICY},
     "hotplug.agent.*": POLICY,
     "hotplug.handlers.*": {"hotplug.handlers.*", *VALUES},
     "hotplug.kernel.*": {"hotplug.kernel.*", *VALUES},

@@ -5,7 +5,6 @@ import pytest
 from hotplug.errors import UsageError
 from hotplug.events import Action, Device
 from hotplug.invocation import Invocation
-from hotplug.sources import udev
 
 
 @pytest.mark.parametrize(
@@ -74,31 +73,13 @@ def test_bytes_survive():
     assert decoded.event().cwd == "/\udcff"
 
 
-UEVENT = {
-    "ACTION": "add",
-    "SUBSYSTEM": "xen-backend",
-    "XENBUS_TYPE": "vbd",
-    "XENBUS_PATH": "backend/vbd/5/51712",
-    "XENBUS_BASE_PATH": "backend",
-}
+def test_parameters_stand_anywhere_beside_the_action():
+    words = ("netdev=eth1", "online", "type_if=vif", "x=1")
+    card = {"XENBUS_PATH": "backend/vif/5/0", "vif": "vif5.0"}
+    event = invocation(*words, script="/s/vif-route", **card).event()
+    assert event.action is Action.ONLINE
+    assert event.parameters == {"netdev": "eth1", "type_if": "vif"}
 
 
-def test_uevent():
-    event = udev.event_for(UEVENT)
-    assert event.action is Action.ADD
-    assert event.device == Device("vbd", 5, 51712)
-    assert event.variables["UDEV_CALL"] == "1"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"XENBUS_TYPE": "vif"},
-        {"ACTION": "bind"},
-        {"ACTION": "online"},
-        {"XENBUS_PATH": "nonsense"},
-        {"XENBUS_PATH": ""},
-    ],
-)
-def test_other_uevents_are_passed_over(change):
-    assert udev.event_for({**UEVENT, **change}) is None
+def test_cleaning_up_needs_no_word():
+    assert invocation(script="/s/xen-hotplug-cleanup").event().action is Action.REMOVE

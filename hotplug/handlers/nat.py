@@ -90,6 +90,7 @@ def online(host: Host, event: Event) -> None:
             if card.tells:
                 vif.connected(host, card)
             undo.pop_all()
+        vif.finished(entry, card.role)
 
 
 def offline(host: Host, event: Event) -> None:
@@ -98,14 +99,13 @@ def offline(host: Host, event: Event) -> None:
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
         if not card.is_tap:
-            with vif.best_effort(problems):
-                routed.take_down(host, vif.present(host, card, entry), problems)
+            routed.take_down(host, card, entry, problems)
             clean(host, entry, card.role, problems)
             forget_stock_guest(host, card, entry, problems)
+        if not problems:  # or else it is tried again when the backend is deleted
+            vif.forget(entry, card.role)
         with vif.best_effort(problems):
             hooks.run(host, card, variables(card, Addresses.of(card)))
-        if not problems:  # else a later run for this device tries again
-            vif.forget(entry, card.role)
     for problem in problems:
         host.note(problem)
 
@@ -120,8 +120,9 @@ def set_up(
     if server is not None:
         guest = dhcpd.Guest(addresses.hostname, mac_of(card), addresses.guest, addresses.router)
         facts["host"] = guest.name
-    vif.remember(entry, card, link, SCRIPT, **facts, **filters.facts(allowed))
-    undo.callback(take_back, host, card, link, entry)
+    facts |= {**filters.facts(allowed), vif.UNFINISHED: 1}
+    vif.remember(entry, card, link, SCRIPT, **facts)
+    undo.callback(take_back, host, card, entry)
     network = ipaddress.IPv4Network(addresses.guest)
     routing = routed.Routing(addresses.router, (network,), 0, allowed)
     routed.set_up(host, card, link, routing)
@@ -160,7 +161,8 @@ def forget_stock_guest(host: Host, card: Vif, entry: Entry, problems: list[str])
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
-    """What outlives the link: its filter, and the guest in the DHCP server's files."""
+    """What stays once the link is down: addresses, its filter, the guest in dhcpd's files."""
+    routed.forget_addresses(host, entry, role, problems)
     filters.remove(host, entry, role, problems)
     name = vif.remembered(entry, role, "host")
     if name:
@@ -180,14 +182,14 @@ def variables(card: Vif, addresses: Addresses) -> dict[str, str]:
     }
 
 
-def take_back(host: Host, card: Vif, link: Link, entry: Entry) -> None:
+def take_back(host: Host, card: Vif, entry: Entry) -> None:
     """The way back of ``set_up``; the first error is to be told, so this one is silent.
 
     What could not be taken back stays in the journal.
     """
     problems: list[str] = []
     with vif.best_effort(problems):
-        routed.take_down(host, host.links.get(link.index), problems)
+        vif.restore(host, entry, card.role)
     clean(host, entry, card.role, problems)
     if not problems:
         vif.forget(entry, card.role)

@@ -49,14 +49,18 @@ def online(host: Host, event: Event) -> None:
                 proxied=" ".join(proxied),
                 main_ip=address,
                 **filters.facts(allowed),
+                **{vif.UNFINISHED: 1},
             )
-            undo.callback(take_back, host, card, link, entry)
+            undo.callback(take_back, host, card, entry)
             routed.set_up(host, card, link, routing)
             proxy(host, gateway, proxied)
             hooks.run(host, card, variables(card, "add", address))
             if card.tells:
                 vif.connected(host, card)
+            else:
+                vif.refuse_removed(card, host.store.read(card.device.path))
             undo.pop_all()
+        vif.finished(entry, card.role)
 
 
 def offline(host: Host, event: Event) -> None:
@@ -64,19 +68,20 @@ def offline(host: Host, event: Event) -> None:
     card = vif.Vif.read(host, event)
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
-        with vif.best_effort(problems):
-            routed.take_down(host, vif.present(host, card, entry), problems)
+        routed.take_down(host, card, entry, problems)
         address = vif.remembered(entry, card.role, "main_ip")
         clean(host, entry, card.role, problems)
+        if not problems:  # or else it is tried again when the backend is deleted
+            vif.forget(entry, card.role)
         with vif.best_effort(problems):
             hooks.run(host, card, variables(card, "del", address))
-        vif.forget(entry, card.role)
     for problem in problems:
         host.note(problem)
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
-    """What outlives the link: its filter, and neighbour entries on the link to the outside."""
+    """What stays once the link is down: addresses, its filter, entries on the outer link."""
+    routed.forget_addresses(host, entry, role, problems)
     filters.remove(host, entry, role, problems)
     unproxy(host, entry, role, problems)
 
@@ -130,10 +135,10 @@ def variables(card: Vif, command: str, address: str) -> dict[str, str]:
     return {"main_ip": address, "ipcmd": command, "metric": str(METRICS[card.role])}
 
 
-def take_back(host: Host, card: Vif, link: Link, entry: Entry) -> None:
+def take_back(host: Host, card: Vif, entry: Entry) -> None:
     """The way back of ``online``; the first error is to be told, so this one is silent."""
     problems: list[str] = []
     with vif.best_effort(problems):
-        routed.take_down(host, host.links.get(link.index), problems)
+        vif.restore(host, entry, card.role)
     clean(host, entry, card.role, problems)
     vif.forget(entry, card.role)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hotplug.handlers.vif import Vif
     from hotplug.network import Allowance, Link
-    from hotplug.ports import Host
+    from hotplug.ports import Entry, Host
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -109,11 +109,18 @@ def tolerated(host: Host, address: str, what: str) -> Iterator[None]:
         host.note(f"{what}, so nothing leads to {address}: {error.strerror}")
 
 
-def take_down(host: Host, link: Link | None, problems: list[str]) -> None:
-    """Down, which removes its routes and neighbours, and without addresses."""
-    if link is None:
-        return
+def take_down(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
+    """Down, which removes routes and neighbours; what stays is for ``clean``, if we made it."""
     with vif.best_effort(problems):
-        host.links.change(link, Change(up=False))
+        link = vif.present(host, card, entry)
+        vif.release(host, link)
+        if link is not None and not vif.remembered(entry, card.role):
+            host.links.flush_addresses(link)  # the stock script set it up
+
+
+def forget_addresses(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
+    """Those of the link that the journal has: they stay when it goes down."""
     with vif.best_effort(problems):
-        host.links.flush_addresses(link)
+        link = vif.noted(host, entry, role)
+        if link is not None:
+            host.links.flush_addresses(link)

@@ -179,6 +179,23 @@ def test_killed_after_each_step_and_reclaimed(make):
             break
 
 
+def test_killed_after_each_step_while_the_backend_stays(make):
+    """The next start of the agent takes back what was half done, and nothing else."""
+    for steps in itertools.count(1):
+        cards = make()
+        came_to_that = cards.killed_after(steps)
+        cards.reclaim()
+        assert cards.is_clean or not came_to_that
+        if not came_to_that:
+            break
+    assert cards.status == b"connected"
+    cards.world.store.remove(f"{DEVICE.path}/hotplug-status")  # as some kernels do
+    before = cards.state
+    cards.reclaim()
+    assert cards.state == before
+    assert cards.links.get(cards.vif.index).up
+
+
 OPERATIONS = ("change", "add_address", "add_neighbour", "replace_route", "proxy_arp")
 
 
@@ -203,6 +220,16 @@ def test_removal_goes_on_where_a_step_is_refused(make):
     assert notes == ["vif5.0: Cannot allocate memory"]
     assert not cards.links.get(cards.vif.index).up
     assert cards.links.proxied == set()
+
+
+def test_removal_of_what_the_stock_script_set_up(make):
+    """It left no word in the journal."""
+    cards = make()
+    cards.links.add_address(cards.vif, MAIN, 32)
+    cards.links.change(cards.vif, Change(up=True))
+    cards.links.replace_route(cards.vif, Route("10.0.0.2/32", 2, MAIN))
+    cards.offline()
+    assert cards.is_clean
 
 
 def test_backend_gone(make):

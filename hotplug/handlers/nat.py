@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError, MissingKeyError
-from hotplug.handlers import dhcpd, filters, hooks, routed, vif
+from hotplug.handlers import dhcpd, filters, hooks, routed, vif, vlan
 from hotplug.handlers.targets.tool import Grace
 from hotplug.network import Change
 
@@ -78,6 +78,7 @@ def online(host: Host, event: Event) -> None:
     """Set up a card's link, and tell the guest. A tap beside it only gets its name."""
     card = vif.Vif.read(host, event)
     vif.refuse_gone(card)
+    vlan.refuse(f"{card.device}/vlan", card.vlan)
     addresses = Addresses.of(card)
     with host.journal.claim(card.device, host.deadline) as entry:
         link = vif.find(host, card, entry)

@@ -14,7 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import filters, hooks, routed, vif
+from hotplug.handlers import filters, hooks, routed, vif, vlan
 
 if TYPE_CHECKING:
     from hotplug.events import Event
@@ -31,6 +31,7 @@ def online(host: Host, event: Event) -> None:
     """Route to a card, and tell the guest."""
     card = vif.Vif.read(host, event)
     vif.refuse_gone(card)
+    vlan.refuse(f"{card.device}/vlan", card.vlan)
     networks = tuple(routed.network_of(card, word) for word in card.ip)
     allowed = filters.allowance(host, card, routed=True)
     with host.journal.claim(card.device, host.deadline) as entry:

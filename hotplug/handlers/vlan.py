@@ -47,6 +47,12 @@ def parse(path: str, text: str) -> tuple[Vlan, ...]:
     return tuple(vlans)
 
 
+def refuse(path: str, text: str) -> None:
+    """Where the key would have no effect, nobody shall think that it has."""
+    if text:
+        raise HotplugError(f"{path} is '{text}', but a routed card is in no VLAN; use vif-bridge")
+
+
 def read(path: str, term: str) -> list[Vlan]:
     """What one term stands for."""
     match = TERM.fullmatch(term)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
-from hotplug.handlers import bridge, openvswitch, table
+from hotplug.handlers import bridge, nat, openvswitch, route, table
 from hotplug.handlers.openvswitch import Spec
 from hotplug.network import Change, Link, Vlan
 
@@ -233,6 +233,14 @@ def test_without_vlans_it_is_one_request(cards):
     cards.run(bridge, "online")
     (joined,) = cards.links.done
     assert (joined.master, joined.up) == (3, True)
+
+
+@pytest.mark.parametrize("module", [nat, route])
+def test_routed_cards_have_no_vlans(cards, module):
+    cards.write(f"{CARD}/vlan", "10p")
+    with pytest.raises(HotplugError, match="vlan is '10p', but a routed card is in no VLAN; use"):
+        cards.run(module, "online")
+    assert cards.links.done == []
 
 
 def test_a_bridge_that_heeds_no_vlans(cards):

@@ -60,8 +60,11 @@ class Host:
             "XENBUS_BASE_PATH": "backend",
             **more,
         }
+        self.send(json.dumps(properties).encode())
+
+    def send(self, message):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(json.dumps(properties).encode(), str(self.place.directory / "uevents"))
+            sender.sendto(message, str(self.place.directory / "uevents"))
 
     def disk(self, file, **options):
         """What xend writes for a disk, which has no script, and what the kernel says to it."""
@@ -207,6 +210,18 @@ def test_what_happened_while_nobody_listened(host, tmp_path):
     for backend in (disk, card):
         host.detach(backend)
     wait_for_end(host, disk, card)
+
+
+def test_events_that_were_lost(host, tmp_path):
+    host.start()
+    lost = Guest(host.place.store).disk(str(make_file(tmp_path / "a.img")))
+    host.send(b"")
+    wait_for_status(lost)
+    backend = host.disk(make_file(tmp_path / "b.img"))
+    wait_for_status(backend)
+    for disk in (lost, backend):
+        host.detach(disk)
+    wait_for_end(host, lost, backend)
 
 
 def test_a_toolstack_that_runs_the_scripts_itself(host, tmp_path):

@@ -1,12 +1,14 @@
 """A kernel with xen-backend devices, for an agent in a test: in the place of the real pyudev.
 
 What is sent as JSON to the datagram socket that FAKE_UEVENTS names arrives as a uevent. Everything
-of the real one that is used is here, and its Monitor too passes on only what it was told to.
+of the real one that is used is here, and its Monitor too passes on only what it was told to. After
+an empty message events were lost: then poll() fails, and goes on to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -29,6 +31,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self._subsystems: set[str] = set()
+        self._has_lost = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     @classmethod
@@ -54,8 +57,14 @@ class Monitor:
         assert timeout == 0
         while True:
             try:
-                properties = json.loads(self._socket.recv(65536))
+                message = self._socket.recv(65536)
             except BlockingIOError:
+                message = None
+            self._has_lost |= message == b""
+            if self._has_lost:
+                raise OSError(errno.ENOBUFS, "events were lost")
+            if message is None:
                 return None
+            properties = json.loads(message)
             if properties["SUBSYSTEM"] in self._subsystems:
                 return Device(properties)

@@ -60,7 +60,8 @@ def all_disks(built: Host | None = None) -> list[Row]:
     built = built or host.build(config.load())
     loops = bound_loops(built.loops)
     devices = reconcile.backends(built, KINDS)
-    values = built.store.read_many([f"{d.path}/{key}" for d in devices for key in KEYS])
+    paths = [f"{device.path}/{key}" for device in devices for key in KEYS]
+    values = built.store.read_many(paths, forbidden_is_absent=True)
     domids = sorted({device.domid for device in devices})
     names = built.store.read_many(
         [f"/local/domain/{domid}/name" for domid in domids], forbidden_is_absent=True
@@ -135,7 +136,8 @@ def find(guest: str, vdev: str) -> Device:
     """A disk by its guest's name and its name in the guest."""
     built = host.build(config.load())
     devices = reconcile.backends(built, ("vbd", "vbd3"))
-    devs = built.store.read_many([f"{device.path}/dev" for device in devices])
+    paths = [f"{device.path}/dev" for device in devices]
+    devs = built.store.read_many(paths, forbidden_is_absent=True)
     names = built.store.read_many(
         [f"/local/domain/{device.domid}/name" for device in devices], forbidden_is_absent=True
     )

@@ -239,11 +239,10 @@ def tidy_up(settings: Config, logs: Logs, invocation: Invocation, worker: child.
     Without an agent nobody else would do it before the next run for this device. A child that
     hangs in the kernel may attach something yet, so its end comes first.
     """
-    try:
+    event = None
+    with contextlib.suppress(HotplugError):
         event = invocation.event()
-    except HotplugError:
-        return
-    if event is None:
+    if event is None or invocation.knows_no_backend:
         return
     has_ended = worker.has_ended()
 

@@ -189,12 +189,21 @@ def _holders(host: Host, loop: Loop) -> Sequence[Holder]:
     """The backends that hold a loop device.
 
     One that carries the reference of another backend of ours was given on since: an old backend
-    that still names its number is not a user any more.
+    of a file that still names its number is not a user any more. Who asked for the device is.
     """
     holders = host.holders.of(loop.device_number)
     if loop.reference.startswith(mark(host)):
-        return [holder for holder in holders if reference(host, holder.device) == loop.reference]
+        return [
+            holder
+            for holder in holders
+            if reference(host, holder.device) == loop.reference or may_be_device(holder.params)
+        ]
     return holders
+
+
+def may_be_device(params: bytes) -> bool:
+    """Whether ``params`` may name a block device; a relative name may, it is one of /dev."""
+    return not params.startswith(b"/") or params.startswith(b"/dev/")
 
 
 def reference(host: Host, device: Device) -> bytes:

@@ -250,6 +250,21 @@ def test_share_a_file_and_a_loop_device_on_it(runner, guest, image, block_device
 
 
 @F
+def test_share_a_loop_device_of_ours(runner, guest, image):
+    """84: who was given the loop device of another guest has its file, also when that has gone."""
+    file = image()
+    first = guest().disk(file, "r")
+    assert_ok(runner, first)
+    loop = loops.only_one(file)
+    assert_ok(runner, guest().disk(loop.path, "r"))
+    with open(loop.path, "rb"):  # as blkback has it
+        assert runner.remove(first).status == 0
+        first.delete()
+        assert_busy(runner, guest().disk(file, "w"), busy_file(file, loop.number, "w", "guest"))
+    loops.wait_until_none(file)
+
+
+@F
 def test_share_parts_of_a_file(runner, guest, image, block_device):
     """84: two loop devices that have no byte in common are two disks."""
     file = image(size=8192)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.report import AgentCost, Case, Report
+from bench.cards import CardSide, bridge, cards
+from bench.report import AgentCost, Case, Report, Samples, Scale
 from bench.sides import Machine, ScriptFailedError, Side, machine
 from harness import loops
 from harness.xenstored import find_daemon
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 OTHERS = 200  # disks of other guests
 AT_ONCE = 40
+GUARDED = 99  # cards of others with antispoofing
 WARM_UP = 2  # rounds that do not count
 CPU_ROUNDS = 200  # of an add and a remove: the kernel counts CPU time in ticks of 10 ms
 RETRIES = 20  # per comparison: stock loses the race for a loop device to others on this machine
@@ -44,7 +46,50 @@ class Bench:
             self._files(host, f"{OTHERS} others", OTHERS)
             self._block_devices(host, f"{OTHERS} others", OTHERS)
             cost = agent_cost(host)
-        return Report(self._facts(), self.cases, cost, self.repeated)
+        with machine() as host, bridge():
+            self._cards(host)
+            self._cards_at_once(host)
+            scale = self._guarded(host)
+            with_cards = host.agent_rss_mib()
+        return Report(self._facts(), self.cases, cost, with_cards, scale, self.repeated)
+
+    def _cards(self, host: Machine) -> None:
+        def play(side: Side) -> list[Took]:
+            with cards(host, 1) as made:
+                return [CardSide(side).online(made), CardSide(side).offline(made)]
+
+        cases = [Case(f"vif_{action}", f"vif-bridge {action}") for action in ("online", "offline")]
+        self._compare(host, cases, self.rounds, play)
+
+    def _cards_at_once(self, host: Machine) -> None:
+        def play(side: Side) -> list[Took]:
+            with cards(host, AT_ONCE) as made:
+                return [CardSide(side).online(made), CardSide(side).offline(made)][:1]
+
+        name = f"vif_online_{AT_ONCE}_at_once"
+        case = Case(name, f"{AT_ONCE} vif-bridge onlines at once", events=AT_ONCE)
+        self._compare(host, [case], self._few, play)
+
+    def _guarded(self, host: Machine) -> Scale:
+        """An online with antispoofing, on a host without such a card and on one with 99."""
+        ours = CardSide(host.ours)
+        scale = Scale()
+
+        def play(samples: Samples) -> None:
+            for number in range(-WARM_UP, self.rounds):
+                with cards(host, 1, ["10.1.0.1"]) as made:
+                    took = ours.online(made)
+                    ours.offline(made)
+                if number >= 0:
+                    samples.add(took.milliseconds, took.processes)
+
+        play(scale.first)
+        addresses = [f"10.0.0.{number + 1}" for number in range(GUARDED)]
+        with cards(host, GUARDED, addresses) as others:
+            ours.online(others)
+            play(scale.hundredth)
+            ours.offline(others)
+        return scale
 
     def _files(self, host: Machine, title: str, others: int) -> None:
         image = host.image("disk")

@@ -4,7 +4,8 @@ The stock scripts have their folders built in: /run/xen-hotplug for locks and /v
 the log. ``isolated()`` goes on in a child with a mount namespace in which these are empty and in
 memory. So a guest that starts on this host meanwhile neither waits for us nor disturbs a
 measurement. The child also has a process namespace: whatever it started ends with it, and the
-kernel numbers its processes one by one (see launch.py). The parent waits, and tidies up
+kernel numbers its processes one by one (see launch.py), and a network namespace for the links of
+network cards, with this one's /sys. The parent waits, and tidies up
 afterwards, however the child ended. May not be called after a thread was started.
 
 /run is in memory on a real host too; the disk images lie in the same tmpfs. Its mounts are named
@@ -28,11 +29,11 @@ from harness import loops
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CLONE_NEWNS, CLONE_NEWPID = 0x00020000, 0x20000000
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 BUILT_IN = {"locks": Path("/run/xen-hotplug"), "log": Path("/var/log/xen")}
-NEEDED = ("/etc/xen/scripts/block", "/dev/loop-control")
+NEEDED = ("/etc/xen/scripts/block", "/etc/xen/scripts/vif-bridge", "/dev/loop-control")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -60,6 +61,8 @@ def isolated() -> Iterator[None]:
         signal.signal(number, interrupt)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGTERM)
     mount("-t", "proc", "proc", "/proc")
+    unshare(CLONE_NEWNET)
+    mount("-t", "sysfs", "sysfs", "/sys")
     tempfile.tempdir = str(base)
     yield
 

@@ -65,7 +65,7 @@ class Side:
         """``add`` for all at once, as libxl starts a guest."""
         time.sleep(SETTLE)
         took = launch.run([self.command(backend, "add") for backend in backends])
-        self._check_statuses("add", took)
+        self.check_statuses("add", took)
         for backend in backends:
             keys = backend.tree()
             if keys.get("hotplug-status") != b"connected" or "physical-device" not in keys:
@@ -79,14 +79,14 @@ class Side:
             backend.close()
         time.sleep(SETTLE)
         took = launch.run([self.command(backend, "remove") for backend in backends])
-        self._check_statuses("remove", took)
+        self.check_statuses("remove", took)
         for node in filter(None, nodes):
             wait_until_detached(node)
         for backend in backends:
             backend.delete()
         return took
 
-    def _check_statuses(self, action: str, took: Took) -> None:
+    def check_statuses(self, action: str, took: Took) -> None:
         if any(took.statuses):
             raise ScriptFailedError(
                 f"{self.name}: {action} ended with status {max(took.statuses, key=abs)}:"

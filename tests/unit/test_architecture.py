@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "hotplug.agent.*": POLICY,
     "hotplug.handlers.*": {"hotplug.handlers.*", *VALUES},
     "hotplug.kernel.*": {"hotplug.kernel.*", *VALUES},
+    "hotplug.restore.*": {"hotplug.restore.*", *VALUES},
     "hotplug.sources.*": {"hotplug.sources.*", WIRE, *VALUES},
     "hotplug.xenstore.*": {"hotplug.xenstore.*"},
 }

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from hotplug import __version__
+from hotplug import __version__, image_options
 from hotplug.agent.logs import to_stderr
 from hotplug.errors import HotplugError, UsageError, error_text
 
@@ -167,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
     _cards(commands)
     _mending(commands)
     _installation(commands)
+    image_options.add(commands)
 
     status = commands.add_parser(
         "status",

@@ -60,6 +60,12 @@ def installation(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def savefile(arguments: argparse.Namespace) -> int:
+    from hotplug import images  # noqa: PLC0415 - no other command wants save files
+
+    return images.run(arguments)
+
+
 def block(arguments: argparse.Namespace) -> int:
     """Add or remove one disk, through the agent if there is one."""
     path = arguments.backend or os.environ.get("XENBUS_PATH")

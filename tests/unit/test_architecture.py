@@ -44,6 +44,8 @@ MAY_IMPORT = {
     "hotplug.commands": EVERYTHING,  # cli's
     "hotplug.disks": EVERYTHING,  # cli's
     "hotplug.cards": EVERYTHING,  # cli's
+    "hotplug.images": {"hotplug.restore.*", *VALUES},  # cli's
+    "hotplug.image_options": set(),  # cli's
     "hotplug.aside": {"hotplug.client.child", *VALUES},  # cli's
     "hotplug.installation": {"hotplug.dropins", *VALUES},  # cli's
     "hotplug.dropins": VALUES,  # cli's

@@ -1,0 +1,125 @@
+"""What a save file is written to: a file that appears when it is complete, or a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from hotplug.errors import HotplugError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PERMISSIONS = 0o7777
+NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)  # file systems without O_TMPFILE
+ZEROS = bytes(1 << 20)
+
+
+class Output:
+    """Written from its beginning to its end. In a regular file, zeros become holes."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
+        self.offset = 0
+        self._sparse = stat.S_ISREG(os.fstat(fd).st_mode)
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            done = self._some(view)
+            self.offset += done
+            view = view[done:]
+
+    def _some(self, view: memoryview) -> int:
+        with self._named():
+            if self._sparse:
+                return os.pwrite(self.fd, view, self.offset)
+            return os.write(self.fd, view)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = self.name
+            raise
+
+    def zeros(self, size: int) -> None:
+        if self._sparse:
+            self.offset += size
+            return
+        while size:
+            part = min(size, len(ZEROS))
+            self.write(memoryview(ZEROS)[:part])
+            size -= part
+
+    def finish(self) -> None:
+        """Zeros at the end belong to the file too; and it is on the disk."""
+        if self._sparse:
+            with self._named():
+                os.ftruncate(self.fd, self.offset)
+                os.fsync(self.fd)
+
+
+@contextlib.contextmanager
+def replacing(path: str, like: os.stat_result) -> Iterator[Output]:
+    """A new file that takes the place of what is at ``path``, with the owner and mode of another.
+
+    It appears when it is complete and on the disk. Before that it has no name, so nothing is left
+    of it if we are killed; where a file system cannot do that, one beginning with a dot.
+    """
+    refuse_special(path)
+    folder, name = os.path.split(os.path.realpath(path))
+    hidden = f".{name[:200]}.{os.getpid()}.new"
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, directory)
+        fd, named = create(directory, hidden)
+        undo.callback(os.close, fd)
+        if named:
+            undo.callback(unlink, directory, hidden)
+        output = Output(fd, path)
+        yield output
+        output.finish()
+        take_over(fd, like)
+        if not named:
+            undo.callback(unlink, directory, hidden)
+            os.link(f"/proc/self/fd/{fd}", hidden, dst_dir_fd=directory, follow_symlinks=True)
+        os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+
+
+def refuse_special(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise HotplugError(f"{path}: not a regular file, so it cannot have holes")
+
+
+def create(directory: int, hidden: str) -> tuple[int, bool]:
+    """A file that only its owner may read, and whether it has a name."""
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=directory), False
+    except OSError as error:
+        if error.errno not in NO_TMPFILE:
+            raise
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
+    return os.open(hidden, flags, 0o600, dir_fd=directory), True
+
+
+def unlink(directory: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def take_over(fd: int, like: os.stat_result) -> None:
+    """Owner and mode, as far as we may; never more access than the other file gives."""
+    mode = stat.S_IMODE(like.st_mode)
+    try:
+        os.fchown(fd, like.st_uid, like.st_gid)
+    except PermissionError:
+        mode &= 0o700
+    os.fchmod(fd, mode)

@@ -82,6 +82,14 @@ lab-matrix:  ## lab-test and lab-bench on every release
 soak: venv $(BUILD)/test-packages  ## the long random run (as root)
 	$(VENV)/bin/pytest tests -m soak
 
+# Needs atheris, which is not there for every Python.
+.PHONY: fuzz
+fuzz: venv  ## broken save files for those who read them; SECONDS=600
+	@$(call REQUIREMENTS,table["project"]["optional-dependencies"]["fuzz"]) >$(VENV)/.fuzz.txt
+	@$(PIP) install -r $(VENV)/.fuzz.txt
+	$(VENV)/bin/python tests/fuzz/savefile.py --seconds $(or $(SECONDS),600) \
+		--corpus $(BUILD)/fuzz/savefile
+
 # The packages of Debian that are missing, and xen-utils only if no release of it is there.
 define install_packages
 @missing=; for package in $(1); do \

@@ -141,9 +141,13 @@ def wanted_mtu(card: Vif, bridge: Link) -> int | None:
 
 
 def take_back(host: Host, card: Vif, entry: Entry) -> None:
-    """The way back of ``set_up``; the first error is to be told, so this one is silent."""
+    """The way back of ``set_up``; the first error is to be told, so this one is silent.
+
+    What could not be taken back stays in the journal.
+    """
     problems: list[str] = []
     with vif.best_effort(problems):
         vif.restore(host, entry, card.role)
     clean(host, entry, card.role, problems)
-    vif.forget(entry, card.role)
+    if not problems:
+        vif.forget(entry, card.role)

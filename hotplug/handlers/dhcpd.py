@@ -111,10 +111,11 @@ def add(host: Host, server: Server, guest: Guest, link: str) -> None:
 
 
 def remove(host: Host, server: Server, name: str, link: str, deadline: Deadline) -> None:
-    """Have the server forget a guest and its link."""
+    """Have the server forget a guest, and its link if that has a name of its own."""
     with host.locks.hold(LOCK, deadline):
         changed = edit(server.configuration, lambda content: without_guest(content, name))
-        changed |= edit(server.settings, lambda content: without_link(content, link))
+        if link:
+            changed |= edit(server.settings, lambda content: without_link(content, link))
     if changed:
         restart(host, server, deadline)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import spoofing, vif
+from hotplug.handlers import names, spoofing, vif
+from hotplug.handlers.targets.tool import Grace
 
 if TYPE_CHECKING:
     from hotplug.handlers.vif import Vif
@@ -61,10 +62,11 @@ def accept(host: Host, card: Vif, link: Link, entry: Entry, script: str) -> None
 
 def remove(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
     """All that the journal has of a link's filters, after the link went down."""
-    name = vif.remembered(entry, role)
-    if vif.remembered(entry, role, ACCEPTED):
-        with vif.best_effort(problems):
-            host.firewall.unaccept(name, host.deadline)
-    if vif.remembered(entry, role, GUARDED):
+    guarded, accepted = (vif.remembered(entry, role, fact) for fact in (GUARDED, ACCEPTED))
+    name = names.own(host, entry, role) if guarded or accepted else ""
+    if name and accepted:
+        with vif.best_effort(problems):  # also where nobody waits any more
+            host.firewall.unaccept(name, Grace(host.deadline))
+    if name and guarded:
         with vif.best_effort(problems):
             host.firewall.unguard(name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError, MissingKeyError
-from hotplug.handlers import dhcpd, filters, hooks, routed, vif, vlan
+from hotplug.handlers import dhcpd, filters, hooks, names, routed, vif, vlan
 from hotplug.handlers.targets.tool import Grace
 from hotplug.network import Change
 
@@ -158,7 +158,8 @@ def forget_stock_guest(host: Host, card: Vif, entry: Entry, problems: list[str])
     wish = card.parameters.get("dhcp", "")
     if not vif.remembered(entry, card.role, "host") and dhcpd.is_wanted(wish):
         with vif.best_effort(problems):
-            dhcpd.remove(host, dhcpd.find(), hostname(card), card.name, host.deadline)
+            link = "" if names.is_taken(host, card, entry) else card.name
+            dhcpd.remove(host, dhcpd.find(), hostname(card), link, host.deadline)
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
@@ -168,7 +169,7 @@ def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
     name = vif.remembered(entry, role, "host")
     if name:
         with vif.best_effort(problems):
-            link = vif.remembered(entry, role)
+            link = names.own(host, entry, role)
             dhcpd.remove(host, dhcpd.find(), name, link, Grace(host.deadline))
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import vif
+from hotplug.handlers import names, vif
 from hotplug.handlers.disk import missing
 from hotplug.network import PORT_MAC, Change, SwitchPort
 
@@ -101,9 +101,9 @@ def offline(host: Host, event: Event) -> None:
     card = vif.Vif.read(host, event)
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
-        if not vif.remembered(entry, card.role):  # it was stock's script that added it
-            with vif.best_effort(problems):
-                host.switch.delete_port(card.name, card.mac)
+        with vif.best_effort(problems):
+            if not vif.remembered(entry, card.role) and not names.is_taken(host, card, entry):
+                host.switch.delete_port(card.name, card.mac)  # it was stock's script that added it
         clean(host, entry, card.role, problems)
         with vif.best_effort(problems):
             vif.release(host, vif.present(host, card, entry))
@@ -115,9 +115,9 @@ def offline(host: Host, event: Event) -> None:
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
     """The switch keeps a port whose link is gone, even over a restart of the host."""
-    name = vif.remembered(entry, role)
-    if name:
-        with vif.best_effort(problems):
+    with vif.best_effort(problems):
+        name = names.own(host, entry, role)
+        if name:
             host.switch.delete_port(name, vif.remembered(entry, role, "mac"))
 
 

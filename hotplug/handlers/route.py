@@ -137,9 +137,13 @@ def variables(card: Vif, command: str, address: str) -> dict[str, str]:
 
 
 def take_back(host: Host, card: Vif, entry: Entry) -> None:
-    """The way back of ``online``; the first error is to be told, so this one is silent."""
+    """The way back of ``online``; the first error is to be told, so this one is silent.
+
+    What could not be taken back stays in the journal.
+    """
     problems: list[str] = []
     with vif.best_effort(problems):
         vif.restore(host, entry, card.role)
     clean(host, entry, card.role, problems)
-    vif.forget(entry, card.role)
+    if not problems:
+        vif.forget(entry, card.role)

@@ -153,8 +153,8 @@ def reclaim_card(host: Host, event: Event) -> None:
         attachment = entry.attachment
         if attachment is None:
             return
-        script = card_script(attachment.target)
         for role in vif.unwanted(host, event.device, entry):
+            script = card_script(vif.remembered(entry, role, "script") or attachment.target)
             with vif.best_effort(problems):
                 vif.restore(host, entry, role)
             script.clean(host, entry, role, problems)

@@ -224,12 +224,12 @@ def refuse_gone(vif: Vif) -> None:
 
 
 def remember(entry: Entry, vif: Vif, link: Link, script: str, **facts: str | int) -> None:
-    """Note a link before anything is done for it. A card may have two: the vif and its tap.
+    """Note a link before anything is done for it. A card may have two, each with its script.
 
     Who can be killed half-way says so, as the fact UNFINISHED, and ``finished`` in the end.
     """
     former = entry.attachment.facts if entry.attachment is not None else {}
-    own = {f"{vif.role}_{key}": value for key, value in facts.items()}
+    own = {f"{vif.role}_{key}": value for key, value in {"script": script, **facts}.items()}
     if vif.name != vif.original:
         own[f"{vif.role}_original"] = vif.original
     entry.record(

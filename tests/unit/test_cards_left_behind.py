@@ -1,0 +1,194 @@
+"""What a network card leaves behind, on a host that goes on: nobody else's is taken with it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from fakes_host import World
+from fakes_links import FakeLinks
+from fakes_network import FakeFirewall
+
+from hotplug.agent.deadline import EventDeadline
+from hotplug.errors import AbandonedError, BackendGoneError
+from hotplug.events import Action, Device, Event
+from hotplug.handlers import dhcpd, table
+
+FORMER, NEXT = Device("vif", 5, 0), Device("vif", 6, 0)
+MAC = "00:16:3e:00:00:05"
+KEYS = {"bridge": "xenbr0", "mac": MAC, "state": "2"}
+
+
+class FakeSwitch:
+    """Ports by name."""
+
+    def __init__(self):
+        self.ports = {}
+
+    def add_port(self, port, _deadline):
+        self.ports[port.name] = port
+
+    def delete_port(self, name, mac=""):
+        port = self.ports.get(name)
+        if port is not None and mac in ("", port.external_ids["attached-mac"]):
+            del self.ports[name]
+
+
+class Cards:
+    """A host with a bridge, and cards of some guests."""
+
+    def __init__(self, tmp_path):
+        self.links, self.firewall, self.switch = FakeLinks(), FakeFirewall(), FakeSwitch()
+        parts = {"links": self.links, "firewall": self.firewall, "switch": self.switch}
+        self.world = World(tmp_path, **parts)
+        self.bridge = self.links.add("xenbr0", "bridge")
+        self.links.add_address(self.links.add("eth0"), "192.0.2.1", 24)
+
+    def add(self, device, **keys):
+        """A card as libxl writes it, and its link."""
+        for name, value in {**KEYS, **keys}.items():
+            self.world.store.write(f"{device.path}/{name}", value.encode())
+        guest = f"/local/domain/{device.domid}"
+        self.world.store.write(f"{guest}/vm", b"/vm/1")
+        self.world.store.write("/vm/1/name", b"guest")
+        self.world.store.write("/vm/1/uuid", b"1")
+        return self.links.add(f"vif{device.domid}.{device.devid}")
+
+    def destroy(self, device, link):
+        """As a forced removal that takes too long: no script runs."""
+        self.world.store.remove(device.path)
+        self.links.remove(link)
+
+    def run(self, action, device, script, *words, deadline=None):
+        name = f"vif{device.domid}.{device.devid}"
+        role = "tap" if action in (Action.ADD, Action.REMOVE) else "vif"
+        variables = {"vif": name, "INTERFACE": f"{name}-emu"}
+        arguments = (action, f"type_if={role}", *words)
+        event = Event(action, device, f"/etc/xen/scripts/{script}", arguments, variables)
+        table.handler(event)(self.world.host(deadline), event)
+
+    def reclaim(self, device):
+        self.run(Action.RECLAIM, device, "block")
+
+
+@pytest.fixture
+def cards(tmp_path):
+    return Cards(tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The files of a DHCP server; the content of its settings."""
+    for name in ("conf", "settings", "service"):
+        (tmp_path / name).write_text('INTERFACES=""\n' if name == "settings" else "")
+    found = dhcpd.Server(*(str(tmp_path / name) for name in ("conf", "settings", "service")))
+    monkeypatch.setattr(dhcpd, "find", lambda: found)
+    return SimpleNamespace(read=(tmp_path / "settings").read_text)
+
+
+@pytest.mark.parametrize("how", ["reclaimed", "offline"])
+def test_a_name_that_the_next_guest_has(cards, how):
+    """Both have the same configuration, as after a restart of the guest."""
+    keys = {"ip": "10.0.0.2", "vifname": "web"}
+    link = cards.add(FORMER, **keys)
+    cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    cards.destroy(FORMER, link)
+    cards.add(NEXT, **keys)
+    cards.run(Action.ONLINE, NEXT, "vif-bridge")
+    if how == "reclaimed":
+        cards.reclaim(FORMER)
+    else:
+        cards.run(Action.OFFLINE, FORMER, "vif-bridge")
+    assert cards.firewall.guarded() == ["web"]
+    assert cards.firewall.accepted == {"web": ("10.0.0.2",)}
+    assert cards.world.journal(FORMER) is None
+    cards.run(Action.OFFLINE, NEXT, "vif-bridge")
+    assert cards.firewall.guarded() == []
+    assert cards.firewall.accepted == {}
+
+
+def test_a_name_that_nobody_has_any_more(cards):
+    link = cards.add(FORMER, ip="10.0.0.2", vifname="web")
+    cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    cards.destroy(FORMER, link)
+    cards.reclaim(FORMER)
+    assert cards.firewall.guarded() == []
+    assert cards.firewall.accepted == {}
+
+
+@pytest.mark.parametrize("times", [1, 2])  # the second time the journal knows nothing of it
+def test_a_switch_port_of_the_next_guest(cards, times):
+    keys = {"bridge": "ovs0", "vifname": "web"}
+    link = cards.add(FORMER, **keys)
+    cards.run(Action.ONLINE, FORMER, "vif-openvswitch")
+    cards.links.remove(link)
+    cards.add(NEXT, **keys)
+    cards.run(Action.ONLINE, NEXT, "vif-openvswitch")
+    for _ in range(times):
+        cards.run(Action.OFFLINE, FORMER, "vif-openvswitch")
+    assert set(cards.switch.ports) == {"web"}
+    cards.run(Action.OFFLINE, NEXT, "vif-openvswitch")
+    assert cards.switch.ports == {}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_link_that_the_dhcp_server_serves_for_the_next_guest(cards, server, times):
+    link = cards.add(FORMER, ip="10.0.0.2", vifname="web")
+    cards.run(Action.ONLINE, FORMER, "vif-nat", "dhcp=yes")
+    cards.links.remove(link)
+    cards.add(NEXT, ip="10.0.0.2", vifname="web")
+    cards.run(Action.ONLINE, NEXT, "vif-nat", "dhcp=yes")
+    for _ in range(times):
+        cards.run(Action.OFFLINE, FORMER, "vif-nat", "dhcp=yes")
+    assert server.read() == 'INTERFACES="web "\n'
+    cards.run(Action.OFFLINE, NEXT, "vif-nat", "dhcp=yes")
+    assert server.read() == 'INTERFACES=""\n'
+
+
+def test_a_tap_with_another_script_than_its_vif(cards):
+    """Where events come from udev, a tap has vif-bridge."""
+    link = cards.add(FORMER, ip="10.0.0.2 2001:db8::2")
+    tap = cards.links.add("vif5.0-emu")
+    cards.run(Action.ONLINE, FORMER, "vif-route")
+    cards.run(Action.ADD, FORMER, "vif-bridge")
+    cards.links.remove(tap)
+    cards.destroy(FORMER, link)
+    assert cards.links.proxied
+    cards.reclaim(FORMER)
+    assert cards.links.proxied == set()
+    assert cards.world.journal(FORMER) is None
+
+
+def meanwhile(monkeypatch, firewall, happens):
+    """Something happens when all is set up and nothing told."""
+
+    def accept(link, words, deadline):
+        FakeFirewall.accept(firewall, link, words, deadline)
+        happens()
+
+    monkeypatch.setattr(firewall, "accept", accept)
+
+
+def test_nobody_waits_any_more(cards, monkeypatch):
+    """The way back has a time of its own."""
+    cards.add(FORMER, ip="10.0.0.2")
+    deadline = EventDeadline(35.0)
+    meanwhile(monkeypatch, cards.firewall, deadline.abandon)
+    with pytest.raises(AbandonedError):
+        cards.run(Action.ONLINE, FORMER, "vif-bridge", deadline=deadline)
+    assert cards.firewall.accepted == {}
+    assert cards.firewall.guarded() == []
+    assert cards.world.journal(FORMER) is None
+
+
+def test_what_could_not_be_taken_back_is_not_forgotten(cards, monkeypatch):
+    link = cards.add(FORMER, ip="10.0.0.2")
+    meanwhile(monkeypatch, cards.firewall, lambda: cards.world.store.remove(FORMER.path))
+    cards.firewall.fail("unguard", OSError(12, "Cannot allocate memory"))
+    with pytest.raises(BackendGoneError):
+        cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    assert cards.world.journal(FORMER) is not None
+    cards.links.remove(link)
+    cards.reclaim(FORMER)
+    assert cards.firewall.guarded() == []
+    assert cards.world.journal(FORMER) is None

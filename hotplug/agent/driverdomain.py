@@ -12,6 +12,7 @@ Nothing is remembered here. What there was before the agent started is looked at
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class DriverDomain:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._arrivals: dict[Device, EventDeadline] = {}  # that wait or are under way
+        self._arrivals: dict[Device, list[EventDeadline]] = {}  # that wait or are under way
         self._has_told = False
 
     def look_at_all(self) -> None:
@@ -96,11 +97,11 @@ class DriverDomain:
             return
         work = functools.partial(self._act, event)
         if event.action not in REMOVALS:
-            deadline = self._arrivals[device] = EventDeadline(self._agent.config.deadline)
+            deadline = EventDeadline(self._agent.config.deadline)
+            self._arrivals.setdefault(device, []).append(deadline)
             self._agent.queue(event, work, deadline=deadline)
             return
-        arrival = self._arrivals.get(device)
-        if arrival is not None:
+        for arrival in self._arrivals.pop(device, ()):
             arrival.abandon()  # nobody wants it any more, and it may take long
         late = functools.partial(self._delete_late, event)
         deadline = EventDeadline(min(REMOVAL, self._agent.config.deadline))
@@ -110,8 +111,8 @@ class DriverDomain:
         try:
             return self._agent.attempt(event.device, lambda: self._do(event, deadline))
         finally:
-            if self._arrivals.get(event.device) is deadline:
-                del self._arrivals[event.device]
+            with contextlib.suppress(KeyError, ValueError):  # a removal has come
+                self._arrivals[event.device].remove(deadline)
 
     def _do(self, event: Event, deadline: EventDeadline) -> Outcome:
         agent = self._agent

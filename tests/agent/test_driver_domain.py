@@ -197,6 +197,7 @@ def test_what_hangs_is_deleted_in_time(netvm, tmp_path, hangs):
     backend.write("state", 2)
     if hangs == "online":
         wait_for(mark.exists, "it hangs")
+        backend.write("online", 1)  # it still waits, which is looked at again
     else:
         wait_for_status(backend)
     before = time.monotonic()

@@ -71,7 +71,7 @@ cards = st.builds(
     bridge=bridges,
     mtu=st.sampled_from([None, None, "", "1400", "9000", "0", "abc", "70000"]),
     vifname=st.sampled_from([None, None, "", "web", "web.1", "a23456789012345"]),
-    error=st.sampled_from([None, "an earlier failure"]),
+    error=st.sampled_from([None, None, None, None, "an earlier failure"]),
     frontend=st.sampled_from([True, True, True, False]),
     address=st.booleans(),
 )
@@ -220,6 +220,8 @@ def arrival(step: Step) -> tuple[Seen, str]:
     is_again = step.card.vifname and step.name in step.before.links
     if step.stock.status and is_again and not step.ours.status and not taken(step):
         return step.ours, "D41"
+    if step.stock.status and is_elsewhere(step) and not step.ours.status:
+        return step.ours, "D58"  # brctl, where it is there, refuses what `ip link set master` does
     if step.stock.status and (told or too_long):  # the text is ours, and it is undone
         return Seen(1, step.before.links | undone(step), step.before.store | failed), "D05"
     store, defect = dict(step.stock.store), ""
@@ -228,6 +230,15 @@ def arrival(step: Step) -> tuple[Seen, str]:
         if store.pop(f"{step.base}/hotplug-error", None) is not None:
             defect = "D21"
     return step.stock._replace(store=store), defect
+
+
+def is_elsewhere(step: Step) -> bool:
+    """Whether the link is another bridge's port."""
+    tap = "-emu" if step.name.endswith("-emu") else ""
+    links = step.before.links
+    found = links.get(f"vif{step.domid}.0{tap}") or links.get(step.name)
+    now = step.ours.links.get(step.name)
+    return found is not None and now is not None and found[3] not in (None, now[3])
 
 
 def taken(step: Step) -> bool:
@@ -250,10 +261,9 @@ def undone(step: Step) -> dict[str, tuple]:
 def told_to_guest(step: Step, store: dict[str, bytes]) -> tuple[dict[str, bytes], str]:
     """The guest's MTU: at its frontend, if that is there, and if the link has it."""
     right = f"{step.domid}/device/vif/0/mtu"
-    wrong = f"{step.card.vifname}/device/vif/{(step.card.vifname or '').partition('.')[2]}"
     garbage = {path for path in store if path not in step.before.store and path.endswith("/mtu")}
     garbage -= {right}
-    defect = f"D08 {wrong}" if garbage else ""
+    defect = "D08" if garbage else ""
     for path in garbage:
         del store[path]
     mtu = step.ours.links[step.name][2]

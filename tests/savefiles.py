@@ -41,11 +41,20 @@ def table(*pfns):
     return struct.pack("<512Q", *entries, 0xFFFFFFFFF << 12, *[0] * (511 - len(pfns)))
 
 
+def start_info(width=8, store=7, console=8):
+    """A page start_info that is a page(1) but for what it names."""
+    data = bytearray(page(1))
+    _, _, _, _, number = FIELDS[width]
+    struct.pack_into(number, data, 56 if width == 8 else 44, store)
+    struct.pack_into(number, data, 72 if width == 8 else 52, console)
+    return bytes(data)
+
+
 def pv_memory(width=8):
     """Small, with pages of every type: start_info is pfn 0, the GDT 1, the P2M 2, tables 3-6."""
     top = L4 if width == 8 else L3
     return [
-        Page(NOTAB, 0, page(1)),
+        Page(NOTAB, 0, start_info(width)),
         Page(NOTAB, 1, ZERO),  # a GDT of no descriptors
         Page(NOTAB, 2, page(2)),
         Page(PIN | top, 3, table(4)),

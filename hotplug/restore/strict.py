@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hotplug.restore import framing, pages, records, savefile, vcpus
-from hotplug.restore.pages import NOTAB, PAGE_TABLES, PFN_MASK, PINNED, RESERVED_MASK, PfnSet
+from hotplug.restore.pages import (
+    NOTAB,
+    PAGE_TABLES,
+    PFN_MASK,
+    PINNED,
+    POPULATED,
+    RESERVED_MASK,
+    PfnSet,
+)
 from hotplug.restore.pieces import (
     PAGE_SIZE,
     Guest,
@@ -63,6 +71,7 @@ class Knowledge:
     seen: set[int] = field(default_factory=set)
     pfns: PfnSet = field(default_factory=PfnSet)
     normal: PfnSet = field(default_factory=PfnSet)
+    populated: PfnSet = field(default_factory=PfnSet)
     tables: dict[int, int] = field(default_factory=dict)  # pfn to level
     p2m: dict[int, int] = field(default_factory=dict)  # index to frame
     contexts: dict[int, bytes] = field(default_factory=dict)  # of vcpus
@@ -77,12 +86,15 @@ def verify(
 ) -> dict[str, int]:
     """What is unusual in a file, and how often. StreamError at its first violation."""
     known = Knowledge()
+    begin = image.offset
     for piece in image.pieces(savefile.parse(choice)):
         with image.place():
             check(known, piece)
         if isinstance(piece, Pages) and known.info is not None:
             check_tables(known, image, piece)
         progress(image.offset)
+    if image.size is not None and 0 in known.contexts and known.info is not None:
+        check_start_info(known, image, choice, begin)
     if image.size is not None and image.offset < image.size:
         known.note(f"{image.size - image.offset} bytes follow the end, from byte {image.offset}")
     return known.notes
@@ -186,8 +198,12 @@ def check_pages(known: Knowledge, batch: Pages) -> None:
         known.note("a batch has pfns that occurred before")
         for pfn in numbers:
             known.normal.discard(pfn)
+            known.populated.discard(pfn)
             known.tables.pop(pfn, None)
     known.normal.add([pfn for pfn, kind in zip(numbers, kinds, strict=True) if kind == NOTAB])
+    known.populated.add(
+        [pfn for pfn, kind in zip(numbers, kinds, strict=True) if kind in POPULATED]
+    )
     tables = {
         pfn: kind & ~PINNED for pfn, kind in zip(numbers, kinds, strict=True) if kind in PAGE_TABLES
     }
@@ -248,6 +264,27 @@ def check_context(known: Knowledge, vcpu: int, context: bytes) -> None:
             raise StreamError(
                 f"vcpu {vcpu}'s page table is pfn {pfn:#x}, which is no L{known.info.levels} page"
                 " table"
+            )
+
+
+def check_start_info(known: Knowledge, image: Image, choice: Choice | None, begin: int) -> None:
+    """The pages that start_info names are there. It comes long before the vcpu that names it."""
+    width = known.info.width if known.info is not None else 8
+    wanted = vcpus.frames(known.contexts[0], width).start_info
+    end, place = image.offset, begin
+    content = b""
+    image.offset = image.start = begin
+    for piece in image.pieces(savefile.parse(choice)):
+        numbers = pages.pfns(pages.with_data(piece.entries)) if isinstance(piece, Pages) else []
+        if wanted in numbers:
+            image.skip(numbers.index(wanted) * PAGE_SIZE)
+            content, place = image.read(PAGE_SIZE), image.start  # of several, the last one counts
+    image.offset, image.start = end, place
+    named = vcpus.store_and_console(content, width)
+    for pfn, what in zip(named, ("xenstore", "console"), strict=True):
+        if pfn not in known.populated:
+            raise image.error(
+                f"start_info says that the page of the {what} is pfn {pfn:#x}, which is not there"
             )
 
 

@@ -1,6 +1,7 @@
-"""What the state of a PV guest's vcpu says about the guest's memory.
+"""What the state of a PV guest's vcpus says about the guest's memory, and the page start_info.
 
-Offsets are those of struct vcpu_guest_context in Xen's public/arch-x86/xen.h, for 64 and 32 bits.
+Offsets are those of struct vcpu_guest_context in Xen's public/arch-x86/xen.h and of struct
+start_info in public/xen.h, for 64 and 32 bits.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class Layout:
     gdt_frames: int
     gdt_entries: int
     ctrlreg: int
+    store: int  # of struct start_info
+    console: int
 
 
 LAYOUTS = {
-    8: Layout(struct.Struct("<Q"), 616, 4832, 4960, 4984),
-    4: Layout(struct.Struct("<I"), 524, 2640, 2704, 2716),
+    8: Layout(struct.Struct("<Q"), 616, 4832, 4960, 4984, store=56, console=72),
+    4: Layout(struct.Struct("<I"), 524, 2640, 2704, 2716, store=44, console=52),
 }
 
 
@@ -62,6 +65,15 @@ def frames(context: bytes, width: int) -> Frames:
     if width == 8 and cr1 & GUEST_CR1_VALID:
         roots.append(root(cr1, width))
     return Frames(number(layout.start_info), gdt, tuple(roots))
+
+
+def store_and_console(start_info: bytes, width: int) -> tuple[int, int]:
+    """The pfns that the page start_info names."""
+    layout = LAYOUTS[width]
+    store, console = (
+        int(layout.number.unpack_from(start_info, at)[0]) for at in (layout.store, layout.console)
+    )
+    return store, console
 
 
 def root(register: int, width: int) -> int:

@@ -143,7 +143,12 @@ def convert_and_verify(choice):
 
 def seeds():
     """Small files of every kind."""
-    pv = [Page(0, 0, savefiles.page(1)), Page(0xF, 1), Page(0, 2), Page(9, 3)]
+    pv = [
+        Page(0, 0, savefiles.start_info(store=0, console=2)),
+        Page(0xF, 1),
+        Page(0, 2),
+        Page(9, 3),
+    ]
     hvm = [Page(0, 1, savefiles.page(1)), Page(0, 2), Page(0xF, 3)]
     yield Pv().file()
     yield Pv(memory=pv, version=2).file()

@@ -16,6 +16,7 @@ from savefiles import (
     PIN,
     STATIC_DATA_END,
     XALLOC,
+    XTAB,
     Hvm,
     Legacy,
     Page,
@@ -132,10 +133,28 @@ BROKEN_RULES = {
         "GDT of 7169 entries",
     ),
     "cr3": (Pv(memory=memory(p3=Page(PIN | L3, 3))), "pfn 0x3, which is no L4"),
-    "cr3 of 32 bits": (Pv(width=4, memory=memory(p3=Page(PIN | L4, 3))), "pfn 0x3, which is no L3"),
+    "cr3 of 32 bits": (
+        Pv(
+            width=4, memory=memory(p0=Page(NOTAB, 0, savefiles.start_info(4)), p3=Page(PIN | L4, 3))
+        ),
+        "pfn 0x3, which is no L3",
+    ),
     "user's cr3": (
         Pv(parts={"vcpus": vcpus(savefiles.context(8, cr1=4 << 12 | 1))}),
         "pfn 0x4, which is no L4",
+    ),
+    "xenstore": (
+        Pv(memory=memory(p0=Page(NOTAB, 0, savefiles.start_info(store=9)))),
+        "page of the xenstore is pfn 0x9, which is not there",
+    ),
+    "console": (
+        Pv(
+            width=4,
+            memory=memory(
+                p0=Page(NOTAB, 0, savefiles.start_info(4, console=16)), p3=Page(PIN | L3, 3)
+            ),
+        ),
+        "page of the console is pfn 0x10, which is not there",
     ),
     "an entry of a page table": (
         Pv(memory=memory(p6=Page(L1, 6, savefiles.table(3, 16)))),
@@ -243,6 +262,16 @@ def test_the_last_type_of_a_page_counts(verify):
     assert len(verify(Pv(memory=[*first, again]).file())) == 1
     with pytest.raises(StreamError, match="P2M table"):
         verify(Pv(memory=[*memory(), Page(L1, 2)]).file())
+
+
+def test_the_last_start_info_counts(verify):
+    """Where it was absent at first, or named other pages."""
+    for first in (Page(XTAB, 0), Page(NOTAB, 0, savefiles.start_info(store=9))):
+        again = Page(NOTAB, 0, savefiles.start_info())
+        assert len(verify(Pv(memory=[*memory(p0=first), again]).file())) == 1
+        bad = Page(NOTAB, 0, savefiles.start_info(store=9))
+        with pytest.raises(StreamError, match="xenstore is pfn 0x9"):
+            verify(Pv(memory=[*memory(p0=first), bad]).file())
 
 
 def test_what_follows_a_violation_is_not_looked_at(verify):

@@ -192,7 +192,7 @@ def test_arguments_of_a_card_never_evaluated(card_runner, card, tmp_path):
         backend,
         "online",
         "type_if=vif",
-        f"ip=1;touch {file}",
+        f"netdev=1;touch {file}",
         f"x=1;touch {file}",
         f"$(touch {file})=1",
         script="vif-bridge",

@@ -16,6 +16,7 @@ takes a fifth of that; and only when the first vif comes.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import itertools
@@ -118,7 +119,7 @@ class Rtnetlink:
             found = self._exchange(kind, NLM_F_REQUEST | NLM_F_DUMP, fields, attributes)
             if found is not None:
                 return found
-        raise OSError("the kernel's list of network devices does not rest")
+        raise OSError(errno.EAGAIN, "the kernel's list of network devices does not rest")
 
     def _exchange(
         self,
@@ -137,7 +138,7 @@ class Rtnetlink:
         found: list[Any] = []
         whole = True
         while True:
-            data = self._socket.recv(BUFFER)
+            data = self._receive()
             for kind, flags, answered, body in split(data):
                 if answered != sequence:
                     continue  # of a request that was given up
@@ -148,6 +149,13 @@ class Rtnetlink:
                         raise OSError(-code, os.strerror(-code))
                     return found if whole else None
                 found.append(decode(kind, body))
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(BUFFER)
+        except TimeoutError:  # the socket's own has no words
+            text = f"the kernel has not answered for {SECONDS:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, text) from None
 
     def close(self) -> None:
         self._socket.close()

@@ -348,6 +348,20 @@ def test_an_answer_to_somebody_else_is_not_ours(net, links):
         assert found.get_attr("IFLA_IFNAME") == "xenbr0"
 
 
+def test_a_kernel_that_does_not_answer(net, links):
+    """A sentence of it, as for all that the kernel does to a link."""
+    net.add_bridge("xenbr0")
+    link = links.find("xenbr0")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        ours.settimeout(0.01)
+        links._kernel._socket.close()
+        links._kernel._socket = ours
+        with pytest.raises(OSError, match="the kernel has not answered for 5 s") as raised:
+            links.change(link, Change(up=True))
+    assert (raised.value.errno, raised.value.filename) == (errno.ETIMEDOUT, "xenbr0")
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_split(data):
     for _, _, _, body in itertools.islice(rtnetlink.split(data), 100):

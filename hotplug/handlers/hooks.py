@@ -42,15 +42,19 @@ def run(host: Host, vif: Vif, more: Mapping[str, str] | None = None) -> None:
 
 
 def found(folder: str) -> list[str]:
-    """The hooks that can be run, in the order of their names."""
+    """The hooks that can be run, in the order of their names; a shell's * finds no hidden ones."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return []
         raise
-    paths = [os.path.join(folder, name) for name in names if name.endswith(SUFFIX)]
+    paths = [os.path.join(folder, name) for name in names if is_hook(name)]
     return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
+
+
+def is_hook(name: str) -> bool:
+    return name.endswith(SUFFIX) and not name.startswith(".")
 
 
 def execute(host: Host, hook: str, variables: Mapping[str, str]) -> Finished:

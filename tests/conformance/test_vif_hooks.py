@@ -20,6 +20,7 @@ def test_hooks_order(card_runner, net, card, hook):
     status = hook("40-status", 'echo "<$(xenstore-read "$XENBUS_PATH/hotplug-status")>"')
     hook("50-not-executable", "exit 1", mode=0o644)
     hook("60-no-hook", "exit 1", suffix=".sh")
+    hook(".70-hidden", "exit 1")
     assert card_runner.online(backend).status == 0
     words = f"first {backend.link} xenbr0 10.0.0.2 10.0.0.3 {backend.relative}"
     assert first() == [words]

@@ -345,7 +345,7 @@ def print_status(facts: Mapping[str, object]) -> None:
     print(f"agent     pid {told['pid']}, version {told['version']}, up {told['uptime_s']} s")
     print(f"sources   {', '.join(told['sources'])}")
     print(f"events    {events['finished']} done, {events['failed']} of them failed")
-    print(f"attached  {told['attached']} disks")
+    print(f"attached  {told['attached']} devices")
     print_loops(facts)
     if facts["memory_mib"] is not None:
         print(f"memory    {facts['memory_mib']} MiB, CPU {facts['cpu_s']} s")

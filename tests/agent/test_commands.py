@@ -182,6 +182,7 @@ def test_status(runner, command, status, disk, place):
     assert code == 0
     assert f"pid {runner.agent.pid}" in out
     assert "queue     empty" in out
+    assert "attached  1 devices" in out
     assert "loops     1 of the" in out
     assert runner.remove(backend).status == 0
 

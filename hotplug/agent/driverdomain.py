@@ -96,16 +96,17 @@ class DriverDomain:
         if event is None:
             return
         work = functools.partial(self._act, event)
+        key = table.turn(event, self._agent.config.scripts)
         if event.action not in REMOVALS:
             deadline = EventDeadline(self._agent.config.deadline)
             self._arrivals.setdefault(device, []).append(deadline)
-            self._agent.queue(event, work, deadline=deadline)
+            self._agent.queue(event, work, key=key, deadline=deadline)
             return
         for arrival in self._arrivals.pop(device, ()):
             arrival.abandon()  # nobody wants it any more, and it may take long
         late = functools.partial(self._delete_late, event)
         deadline = EventDeadline(min(REMOVAL, self._agent.config.deadline))
-        self._agent.queue(event, work, late=late, deadline=deadline)
+        self._agent.queue(event, work, key=key, late=late, deadline=deadline)
 
     def _act(self, event: Event, deadline: EventDeadline) -> Outcome:
         try:

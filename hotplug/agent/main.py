@@ -259,6 +259,7 @@ class Agent:
         event: Event,
         work: Callable[[EventDeadline], Outcome],
         *,
+        key: str | None = None,
         answer: Callable[[Outcome], None] = lambda _: None,
         late: Callable[[HotplugError, EventDeadline], Outcome] | None = None,
         deadline: EventDeadline | None = None,
@@ -266,7 +267,7 @@ class Agent:
         """Do something in its device's turn. Whatever thread this is, the loop sees to the time."""
         name = os.path.basename(event.script)
         job = Job(
-            key=event.device.key,
+            key=key or event.device.key,
             name=f"{name} {event.action} {event.device}",
             work=work,
             answer=answer,

@@ -85,7 +85,10 @@ class UdevHost:
         def work(deadline: EventDeadline) -> Outcome:
             return agent.attempt(event.device, lambda: self._do(event, deadline))
 
-        agent.queue(event, work)
+        # A card's script may be somebody's own and run ours for it. That must not wait for its end;
+        # and what is left of the card is deleted after either.
+        key = f"udev {event.device.key}" if event.device.kind == "vif" else None
+        agent.queue(event, work, key=key)
 
     def _do(self, event: Event, deadline: EventDeadline) -> Outcome:
         agent = self._agent

@@ -130,15 +130,26 @@ def is_elsewhere(host: Host, event: Event) -> bool:
 
 
 def any_script(event: Event, folder: str) -> Handler:
-    """For hosts where no toolstack runs the scripts that are not ours.
+    """For hosts where no toolstack runs the scripts that are not ours."""
+    return handler(event) if is_ours(event, folder) else foreign.run
 
-    One of ours is known by its name in the scripts' folder, whether ours were put there or not.
+
+def is_ours(event: Event, folder: str) -> bool:
+    """Whether the script is known by its name in the scripts' folder, ours put there or not.
+
     A program of that name elsewhere is somebody's own.
     """
     where, name = os.path.split(event.script)
-    if name in SCRIPTS and (where in (folder, STOCK_FOLDER) or where.endswith(OUR_FOLDER)):
-        return handler(event)
-    return foreign.run
+    return name in SCRIPTS and (where in (folder, STOCK_FOLDER) or where.endswith(OUR_FOLDER))
+
+
+def turn(event: Event, folder: str) -> str:
+    """The queue of an event for ``any_script``.
+
+    Somebody's own script may run ours for the same device, which would wait for its end.
+    """
+    key = event.device.key
+    return key if is_ours(event, folder) else f"script {key}"
 
 
 def reclaim_card(host: Host, event: Event) -> None:

@@ -19,6 +19,7 @@ from harness.locks import wait_until
 from harness.loops import make_file
 from harness.netns import netns
 from harness.place import place_in_domain
+from harness.run import scripts_directory
 
 DOMID = 7
 DOM0_WAITS = 10.0  # seconds, for a backend to disappear
@@ -274,6 +275,19 @@ def test_scripts_of_others_are_run(netvm, tmp_path):
             "netdev=eth1",
         }
     assert not (tmp_path / "said.add").exists()
+
+
+def test_a_script_of_others_that_runs_ours(netvm, tmp_path):
+    """For the same card: it must not wait for its own end."""
+    mine = tmp_path / "my-vif"
+    mine.write_text(f'#!/bin/sh\nexec {scripts_directory()}/vif-bridge "$@"\n')
+    mine.chmod(0o755)
+    backend = netvm.card(script=str(mine))
+    netvm.start()
+    wait_until(lambda: netvm.is_port(backend), "it is a port", 10.0)
+    wait_for_status(backend)
+    wait_for_end(backend, seconds=5)
+    assert not netvm.is_port(backend)
 
 
 STARTED = re.compile(r"\b(execve|execveat|fork|vfork)\(|\bclone3?\((?!.*CLONE_THREAD)")

@@ -21,7 +21,7 @@ from harness.locks import wait_until
 from harness.loops import make_file
 from harness.netns import netns
 from harness.place import place as make_place
-from harness.run import Runner
+from harness.run import Runner, scripts_directory
 
 TESTS = Path(__file__).parents[1]
 RULES = TESTS.parent / "udev-rules" / "xen-hotplug.rules"
@@ -188,6 +188,20 @@ def test_a_script_with_arguments(host, tmp_path):
     assert (tmp_path / "said").read_text() == (
         "netdev=eth1 size=3 online type_if=vif\nnetdev=eth1 size=3 offline type_if=vif\n"
     )
+
+
+def test_a_script_that_runs_ours(host, tmp_path):
+    """For the same card: it must not wait for its own end. Its nodes stay until it has ended."""
+    mine = tmp_path / "my-vif"
+    ours = scripts_directory() / "vif-bridge"
+    mine.write_text(f'#!/bin/sh\nsleep 0.3\n{ours} "$@"\necho $? $1 >> {tmp_path}/said\n')
+    mine.chmod(0o755)
+    host.start()
+    backend = host.card(script=str(mine))
+    wait_for_status(backend)
+    host.detach(backend)
+    wait_for_end(host, backend)
+    assert (tmp_path / "said").read_text() == "0 online\n0 offline\n"
 
 
 def test_what_happened_while_nobody_listened(host, tmp_path):

@@ -6,6 +6,8 @@
   sendmsg(), so every answer is there when that returns. It goes on after a refusal, to tell of all
   of them, and then undoes everything (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c).
 - What fails only at the end of the batch is told for its first message.
+- A kernel without nf_tables, or without conntrack's part of this, says so to a batch by EOPNOTSUPP,
+  and to a question by EINVAL (nfnetlink_rcv_msg).
 
 linux/netfilter/nfnetlink.h.
 """
@@ -38,6 +40,7 @@ NLMSG_DONE = 3
 GENERIC = struct.Struct(">BBH")  # struct nfgenmsg: family, version, resource; big-endian
 MAX_ANSWER = 65536  # bytes; the kernel sends at most 32 KiB at a time
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+UNANSWERED = (*UNSUPPORTED, errno.EINVAL)
 ROW = 100  # messages sent at once, so that the refusals of all fit into the socket's buffer
 ATTEMPTS = 10  # of a listing that somebody changes meanwhile
 
@@ -141,7 +144,7 @@ class Channel:
             first = self._send(data, len(messages))
             answers = list(self._answers(first))
         for _, code in errors(answers):
-            if code not in (errno.ENOENT, *UNSUPPORTED):
+            if code not in (errno.ENOENT, *UNANSWERED):
                 raise OSError(code, os.strerror(code))
         found = {a.sequence: a.payload for a in answers if a.kind != genetlink.NLMSG_ERROR}
         payloads = [found.get(first + i) for i in range(len(messages))]
@@ -170,7 +173,8 @@ class Channel:
                 if answer.kind in (genetlink.NLMSG_ERROR, NLMSG_DONE):
                     (code,) = genetlink.ERROR.unpack_from(answer.payload)
                     if code:
-                        raise OSError(-code, os.strerror(-code))
+                        number = errno.EOPNOTSUPP if -code in UNANSWERED else -code
+                        raise OSError(number, os.strerror(number))
                     return found if whole else None
                 found.append(answer.payload[GENERIC.size :])
 

@@ -1,4 +1,7 @@
-"""Forgetting the connections of an address, in a namespace that tracks them."""
+"""Forgetting the connections of an address, in a namespace that tracks them.
+
+And what of netfilter a kernel may not have.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import socket
 import pytest
 from harness.namespace import Namespace
 
+from hotplug.kernel import nft_abi
 from hotplug.kernel.conntrack import COUNT, forget, tracking
 from hotplug.kernel.firewall import KernelFirewall
 from hotplug.kernel.nfnetlink import Channel
@@ -96,6 +100,23 @@ def test_many(host, firewall):
     assert len(host.run("conntrack", "-L").splitlines()) == 1501
     host.call(firewall.forget_connections, [OWN[1]])
     assert known(host) == {(OWN[2], OWN[0])}
+
+
+NOWHERE = 200  # a part of netfilter that no kernel has
+
+
+def test_connections_that_the_kernel_lets_nobody_see(host, firewall, monkeypatch):
+    monkeypatch.setattr(nft_abi, "NFNL_SUBSYS_CTNETLINK", NOWHERE)
+    talk(host, OWN[1], OWN[0])
+    host.call(firewall.forget_connections, [OWN[1], OWN6[1]])
+    assert known(host) == {(OWN[1], OWN[0])}
+
+
+def test_a_kernel_with_netfilter_and_without_nf_tables(host, firewall, monkeypatch):
+    """Nothing is guarded there, so nothing is amiss."""
+    monkeypatch.setattr(nft_abi, "NFNL_SUBSYS_NFTABLES", NOWHERE)
+    host.call(firewall.unguard, "vif1.0")
+    assert host.call(firewall.guarded) == []
 
 
 class Untouched(Channel):

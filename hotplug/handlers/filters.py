@@ -69,4 +69,12 @@ def remove(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
             host.firewall.unaccept(name, Grace(host.deadline))
     if name and guarded:
         with vif.best_effort(problems):
+            refuse_up(host, entry, role)
             host.firewall.unguard(name)
+
+
+def refuse_up(host: Host, entry: Entry, role: str) -> None:
+    """A link that could not be taken down stays guarded."""
+    link = vif.noted(host, entry, role)
+    if link is not None and link.up:
+        raise HotplugError(f"{link.name} is still up, so the filter of its packets stays")

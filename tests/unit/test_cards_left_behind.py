@@ -159,6 +159,20 @@ def test_a_tap_with_another_script_than_its_vif(cards):
     assert cards.world.journal(FORMER) is None
 
 
+@pytest.mark.parametrize("script", ["vif-bridge", "vif-route"])
+def test_a_link_that_cannot_be_taken_down_stays_guarded(cards, script):
+    link = cards.add(FORMER, ip="10.0.0.2")
+    cards.run(Action.ONLINE, FORMER, script)
+    cards.links.refused["change"] = 12  # ENOMEM
+    cards.run(Action.OFFLINE, FORMER, script)
+    assert cards.links.get(link.index).up
+    assert cards.firewall.guarded() == ["vif5.0"]
+    cards.links.refused.clear()
+    cards.run(Action.OFFLINE, FORMER, script)
+    assert cards.firewall.guarded() == []
+    assert cards.world.journal(FORMER) is None
+
+
 def meanwhile(monkeypatch, firewall, happens):
     """Something happens when all is set up and nothing told."""
 

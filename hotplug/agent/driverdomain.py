@@ -89,7 +89,11 @@ class DriverDomain:
 
     def _wish(self, device: Device) -> Event | None:
         host = self._agent.host
-        return watches.look(host.store, device, is_known=host.journal.knows(device))
+        wish = watches.look(host.store, device, is_known=host.journal.knows(device))
+        if wish is None or table.is_ours(wish, self._agent.config.scripts):
+            return wish
+        # A script of others leaves nothing in the journal. That its card connected has to do.
+        return watches.look(host.store, device, is_known=True)
 
     def _find_out(self, device: Device) -> None:
         event = self._wish(device)

@@ -290,6 +290,30 @@ def test_a_script_of_others_that_runs_ours(netvm, tmp_path):
     assert not netvm.is_port(backend)
 
 
+def test_a_script_of_others_runs_once(netvm, tmp_path):
+    """Also where the kernel takes the status away as soon as it has seen it (5.5 to 5.16)."""
+    mine = tmp_path / "my-vif"
+    said = tmp_path / "said"
+    connected = "xenstore-write $XENBUS_PATH/hotplug-status connected"
+    mine.write_text(f"#!/bin/sh\necho $1 >> {said}\n{connected}\n")
+    mine.chmod(0o755)
+    backend = netvm.card(script=str(mine))
+    netvm.start()
+    wait_for_status(backend)
+    backend.drop("hotplug-status")
+    backend.write("state", 4)
+    others = [netvm.card()]
+    wait_for_status(others[0])  # what was before that was looked at
+    netvm.stop()
+    netvm.start()
+    others.append(netvm.card())
+    wait_for_status(others[1])
+    assert said.read_text() == "online\n"
+    for ended in (*others, backend):
+        wait_for_end(ended)
+    assert said.read_text() == "online\noffline\n"
+
+
 STARTED = re.compile(r"\b(execve|execveat|fork|vfork)\(|\bclone3?\((?!.*CLONE_THREAD)")
 
 

@@ -73,8 +73,12 @@ def absolute_path(host: Host, vif: Vif) -> str:
 
 
 def environment(host: Host, vif: Vif) -> dict[str, str]:
-    """What a hook may go by; names and values as the stock scripts have them."""
+    """What a hook may go by: names and values as the stock scripts have them.
+
+    With an agent too that is all that the toolstack said, as a hook ran in the script's own shell.
+    """
     return {
+        **vif.variables,
         **vif.parameters,
         "XENBUS_PATH": absolute_path(host, vif) if vif.is_tap else vif.device.path,
         "command": vif.action.value,

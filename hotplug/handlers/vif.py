@@ -14,6 +14,7 @@ for ``bridge`` and ``ip`` only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
@@ -73,6 +74,7 @@ class Vif:
     gateway: str  # the link to the outside, for scripts that route
     exists: bool  # whether the backend is there
     parameters: Mapping[str, str]  # the script's, from arguments and environment
+    variables: Mapping[str, str]  # the toolstack's, as the script was given them
 
     @property
     def role(self) -> str:
@@ -113,6 +115,7 @@ class Vif:
             or GATEWAY,
             exists=values[""] is not None,
             parameters=event.parameters,
+            variables=event.variables,
         )
 
 
@@ -347,7 +350,7 @@ def change(host: Host, link: Link, wish: Change, *, optional: tuple[str, ...] = 
         for name in optional:
             value = getattr(wish, name)
             if value is not None:
-                wish = without(wish, name)
+                wish = dataclasses.replace(wish, **{name: None})
                 with contextlib.suppress(OSError):
                     host.links.change(link, Change(**{name: value}))
         host.links.change(link, wish)
@@ -378,11 +381,6 @@ def restore(host: Host, entry: Entry, role: str) -> None:
     original = remembered(entry, role, "original")
     if link is not None and original and link.name != original:
         host.links.change(link, Change(name=original))
-
-
-def without(wish: Change, name: str) -> Change:
-    values = {key: getattr(wish, key) for key in ("name", "mac", "mtu", "master", "up")}
-    return Change(**{**values, name: None})
 
 
 @contextlib.contextmanager

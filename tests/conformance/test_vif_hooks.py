@@ -54,6 +54,17 @@ def test_hooks_after_a_rename(card_runner, net, card, hook):
     assert seen() == [f"renamed {backend.link} renamed"]
 
 
+@K_CARD
+def test_hooks_see_what_the_toolstack_said(card_runner, net, card, hook):
+    """115: also what the script itself makes no use of."""
+    backend = card()
+    words = hook("words", 'echo "$XENBUS_TYPE $XENBUS_BASE_PATH $INTERFACE"')
+    script = hook("script", 'echo "$script"')
+    assert card_runner.online(backend, variables={"INTERFACE": "vif1.0-emu"}).status == 0
+    assert words() == ["vif backend vif1.0-emu"]
+    assert script() == [card_runner.script("vif-bridge")]
+
+
 @F_CARD
 def test_hook_failure_text(card_runner, net, card, hook):
     """116: failing hook: status error with a text (D53)."""

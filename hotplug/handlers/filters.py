@@ -46,7 +46,9 @@ def guard(host: Host, card: Vif, allowed: Allowance | None) -> None:
             host.firewall.unguard(card.name)
             return
         host.firewall.guard(card.name, allowed)
-        host.firewall.forget_connections(allowed.addresses)
+        # Of a network's connections, others may be other guests' or this host's own.
+        alone = [address for address in allowed.addresses if "/" not in address]
+        host.firewall.forget_connections(alone)
     except OSError as error:
         raise HotplugError(f"{card.name}: {error.strerror or error}") from error
 

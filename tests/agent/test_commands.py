@@ -36,7 +36,7 @@ def test_scripts_dir(command):
     code, out, _ = command("scripts-dir")
     assert code == 0
     names = {"block", "block-drbd-probe", "block-dummy", "block-enbd", "block-iscsi", "block-nbd"}
-    others = {"block-tap", "qemu-ifup", "vif-setup", "vscsi"}
+    others = {"block-tap", "qemu-ifup", "vif-setup", "vscsi", "xen-hotplug-cleanup"}
     assert set(os.listdir(out.strip())) == {*names, *others, *table.CARD_SCRIPTS}
 
 

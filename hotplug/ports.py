@@ -302,6 +302,10 @@ class Locks(Protocol):
         """LockTimeoutError names the lock and its holder if the wait takes too long."""
         ...
 
+    def sweep(self, names: Iterable[str]) -> None:
+        """Remove the files of locks that nobody holds any more."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hotplug.ports import Host
 
 WATCH = "backend"
+LOCKS = ("block", "iptables", "vif-nat-dhcp")  # that our handlers hold
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
 
@@ -233,6 +234,7 @@ class Agent:
 
     def reclaim_all(self) -> None:
         """What runs before us left behind."""
+        self.host.locks.sweep(LOCKS)
         for device in self.host.journal.devices():
             self._reclaim(device)
         self.attempt("looking for loop devices that nobody wants", self._detach_unknown)

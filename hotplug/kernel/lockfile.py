@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from hotplug.errors import LockTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from hotplug.ports import Deadline
 
@@ -59,6 +59,22 @@ class LockFiles:
                 yield
             finally:
                 release(path, fd)
+
+    def sweep(self, names: Iterable[str]) -> None:
+        """Remove the files that killed runs left behind; not those that somebody holds.
+
+        Who has opened one meanwhile finds it gone once the lock is his, and opens another.
+        """
+        for name in names:
+            path = f"{self._directory}/{name}"
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            if try_flock(fd):
+                release(path, fd)
+            else:
+                os.close(fd)
 
     @contextlib.contextmanager
     def _among_threads(

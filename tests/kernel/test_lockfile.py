@@ -185,6 +185,23 @@ def test_a_lock_of_the_dead(directory):
     assert not (directory / "block").exists()
 
 
+def test_what_the_dead_left_is_swept(directory):
+    """But no lock that somebody holds, and what is not there is fine."""
+    with ours(directory) as dead:
+        assert dead.stdout.readline() == "held\n"
+        tell(dead, "die")
+        dead.wait()
+    (directory / "other").touch()
+    LockFiles(str(directory)).sweep(["block", "iptables"])
+    assert sorted(os.listdir(directory)) == ["other"]
+    with ours(directory) as holder:
+        assert holder.stdout.readline() == "held\n"
+        LockFiles(str(directory)).sweep(["block"])
+        assert (directory / "block").exists()
+        tell(holder, "release")
+        assert holder.stdout.readline() == "released\n"
+
+
 def test_a_child_of_ours_does_not_inherit_it(directory):
     with LockFiles(str(directory)).hold("block", FakeDeadline()):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)

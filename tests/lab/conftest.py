@@ -22,12 +22,11 @@ def pytest_generate_tests(metafunc):
 def pytest_runtest_makereport(item, call):
     """What Xen, dom0 and the guests said belongs to a failure."""
     report = yield
-    if report.failed and call.when != "teardown":
-        for name in ("lab", "own_lab", "host"):
+    if report.failed:
+        for name in ("host", "bare_lab"):
             machine = item.funcargs.get(name)
-            if isinstance(machine, Machine):
+            if isinstance(machine, Machine) and machine.is_on:
                 report.sections.append((f"logs of {name}", machine.logs()))
-                break
     return report
 
 
@@ -54,16 +53,18 @@ def lab(host):
 
 
 @pytest.fixture
-def own_lab(release, request):
-    """A boot for one test; ``own_lab`` as a mark's arguments are options of dom0's kernel."""
+def bare_lab(release, request):
+    """A boot for one test, before ``xen-hotplug install``.
+
+    The arguments of a mark ``boot_options`` are options of dom0's kernel.
+    """
     mark = request.node.get_closest_marker("boot_options")
     with Machine(image(release), options=mark.args if mark else ()) as machine:
-        hotplug.use_ours(machine)
         yield machine
 
 
 @pytest.fixture
-def stock(lab):
-    """The same with Xen's own scripts, for what they do in comparison."""
-    hotplug.use_stock(lab)
-    return lab
+def own_lab(bare_lab):
+    """A boot for one test, with our scripts and an agent."""
+    hotplug.use_ours(bare_lab)
+    return bare_lab

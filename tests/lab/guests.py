@@ -7,12 +7,14 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lab.machine import SPARE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lab.machine import Machine, Result
 
-BOOT_SECONDS = 90.0
+BOOT_SECONDS = 180.0  # a dozen on an idle machine
 _numbers = itertools.count(1)
 
 
@@ -24,10 +26,12 @@ class Disk:
     target: str
     mode: str = "w"
     script: str = "block"
+    backend: str = ""  # the driver domain that serves it
 
     def __str__(self) -> str:
+        backend = f"backend={self.backend}," if self.backend else ""
         return (
-            f"vdev={self.vdev},access={self.mode},format=raw,backendtype=phy,"
+            f"{backend}vdev={self.vdev},access={self.mode},format=raw,backendtype=phy,"
             f"script={self.script},target={self.target}"
         )
 
@@ -41,8 +45,13 @@ class Guest:
     disks: Sequence[Disk] = ()
     kind: str = "pv"
     memory: int = 160
-    address: str = ""  # of its card on xenbr0; no card if empty
-    _seen: int = field(default=0, init=False)  # of its console, when it was made
+    address: str = ""  # of its first card
+    vifs: Sequence[str] = ()  # as xl takes them; with an address and none, one on xenbr0
+    ramdisk: str = "/srv/guest.gz"
+    options: str = ""  # for its kernel
+    more: Sequence[str] = ()  # lines of its configuration
+    _number: int = field(default=0, init=False)  # of the last time that it was created
+    _seen: int = field(default=0, init=False)  # bytes of its console
 
     @property
     def config_path(self) -> str:
@@ -54,20 +63,26 @@ class Guest:
 
     def config(self) -> str:
         disks = ",".join(f"'{disk}'" for disk in self.disks)
-        extra = "console=hvc0 quiet" + (f" address={self.address}" if self.address else "")
+        extra = f"console=hvc0 quiet {SPARE} lab.number={self._number} {self.options}"
+        if self.address:
+            extra += f" lab.address={self.address}"
+        cards = self.vifs or (["bridge=xenbr0"] if self.address else [])
+        vifs = ",".join(f"'{card}'" for card in cards)
         lines = [
             f'name="{self.name}"',
             f'type="{self.kind}"',
-            'kernel="/tmp/vmlinux"',
-            'ramdisk="/tmp/guest.gz"',
+            'kernel="/srv/vmlinux"',
+            f'ramdisk="{self.ramdisk}"',
             f'extra="{extra}"',
             f"memory={self.memory}",
             f"disk=[{disks}]",
-            "vif=['bridge=xenbr0']" if self.address else "",
+            f"vif=[{vifs}]",
+            *self.more,
         ]
         return "\n".join(lines) + "\n"
 
     def write_config(self) -> None:
+        self._number = next(_numbers)
         self.machine.put(self.config_path, self.config())
 
     def create(self) -> Result:
@@ -77,44 +92,53 @@ class Guest:
 
     def start(self) -> None:
         """Create it and wait until it is up."""
-        self._seen = self._console_size()
         created = self.create()
         assert created.status == 0, str(created)
         self.wait_until_up()
 
     def wait_until_up(self) -> None:
-        self.machine.wait_for(
-            f"tail -c +{self._seen + 1} {self.log} | grep -q GUEST-READY",
-            f"{self.name} is up",
-            BOOT_SECONDS,
-        )
-
-    def _console_size(self) -> int:
-        return int(self.machine.do(f"stat -c %s {self.log} 2>/dev/null || echo 0"))
+        self._await(rf"^GUEST-READY-{self._number}\r?\n", "it is up", BOOT_SECONDS)
 
     def run(self, command: str, limit: float = 60.0) -> str:
         """Run a shell command inside the guest, on its console; what it prints."""
         number = next(_numbers)
-        before = self._console_size()
-        line = f"echo BEGIN-$(({number})); {command}; echo END-$(({number}))=$?"
-        self.machine.put(f"/tmp/{self.name}.line", f"{line}\n")
-        domid = f"$(xl domid {self.name})"
-        self.machine.do(
-            f"cat /tmp/{self.name}.line > $(xenstore-read /local/domain/{domid}/console/tty)"
-        )
-        fresh = f"tail -c +{before + 1} {self.log}"
-        self.machine.wait_for(f"{fresh} | grep -q '^END-{number}='", command, limit)
-        said = self.machine.do(fresh).replace("\r", "")
+        line = f"echo BEGIN-$(({number})); {command}; echo END-$(({number}))=$?\n"
+        self.machine.call("type_into", guest=self.name, text=line)
+        said = self._await(rf"^END-{number}=\d+\r?\n", command, limit).replace("\r", "")
         found = re.search(rf"BEGIN-{number}\n(.*?)\n?END-{number}=(\d+)", said, re.DOTALL)
         assert found, said
         assert found[2] == "0", f"{self.name}: {command}: {found[1]} (status {found[2]})"
         return found[1]
 
+    def _await(self, pattern: str, what: str, limit: float) -> str:
+        """Wait for something on the console; what is new there."""
+        wanted = {"path": self.log, "after": self._seen, "pattern": pattern, "limit": limit}
+        there = self.machine.call("await_text", **wanted)
+        assert there["found"], f"{self.name}: {what}: not after {limit:.0f} s\n{there['text']}"
+        self._seen += len(there["text"].encode(errors="surrogateescape"))
+        return there["text"]
+
     @property
     def is_there(self) -> bool:
-        return self.machine.dom0(f"xl domid {self.name}").status == 0
+        return self.name in self.machine.call("guests")
 
     def destroy(self) -> None:
         if self.is_there:
             self.machine.do(f"xl destroy {self.name}")
-            self.machine.wait_for(f"! xl domid {self.name} 2>/dev/null", f"{self.name} is gone")
+
+
+def driver_domain(machine: Machine, name: str = "netvm") -> Guest:
+    """A guest that serves others: dom0's image, with our scripts and no agent yet."""
+    disks = (
+        Disk("xvda", "/dev/vdd"),  # its root; there is one, so there can be one driver domain
+        Disk("xvdb", "/dev/vdb", mode="r"),  # the payload
+    )
+    return Guest(
+        machine,
+        name,
+        disks,
+        memory=512,
+        ramdisk="/srv/root.gz",
+        options="root=/dev/xvda lab.init=driver-domain",
+        more=("driver_domain=1",),
+    )

@@ -4,7 +4,7 @@ In two layers, each made anew only if what goes into it has changed:
 
 - the base: a Debian dom0 with Xen on a disk image, the hypervisor, the kernels. It takes a minute
   or two and knows nothing of us but ``lab-init``, which unpacks the second layer;
-- the payload: xen-hotplug as ``make install`` installs it, the guests' ramdisk, the programs of
+- the payload: xen-hotplug as ``make install`` installs it, the ramdisks, the programs of
   ``tests/lab/dom0``. A tar archive that dom0 sees as a disk; it takes seconds.
 
 Everything is below ``build/lab``.
@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lab.ramdisk import ramdisk, take_modules
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -35,7 +37,8 @@ LAB = Path(__file__).parent
 TREE = LAB.parent.parent
 BUILD = TREE / "build" / "lab"
 DISK_SIZE = "4G"  # sparse
-GUEST_MODULES = ("xen-blkfront.ko", "xen-netfront.ko")
+GUEST_MODULES = ("xen-blkfront", "xen-netfront")
+ROOT_MODULES = ("virtio_pci", "virtio_blk", "xen-blkfront", "crc32c_generic", "ext4")
 LIBRARY = "usr/local/lib/xen-hotplug"
 XZ, ZSTD = b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
@@ -49,7 +52,8 @@ class Image:
     """What QEMU is given."""
 
     release: Release
-    base: Path  # a folder: root.img, xen, vmlinuz, initrd.img
+    base: Path  # a folder: root.img, xen, vmlinuz
+    ramdisk: Path  # of dom0
     payload: Path
 
 
@@ -58,7 +62,8 @@ def image(release: Release) -> Image:
     BUILD.mkdir(parents=True, exist_ok=True)
     with locked(BUILD / "lock"):
         base = build_base(release)
-        return Image(release, base, build_payload(release, base))
+        payload = build_payload(release, base)
+        return Image(release, base, payload.with_suffix(".gz"), payload)
 
 
 @contextlib.contextmanager
@@ -92,7 +97,8 @@ def run(*command: str | Path, cwd: Path | None = None) -> None:
 
 def build_base(release: Release) -> Path:
     """A dom0 without us; the name of its folder tells what it was made from."""
-    content = (release.suite, *release.packages, (LAB / "lab-init").read_text(), DISK_SIZE)
+    lists = (*release.packages, *GUEST_MODULES, *ROOT_MODULES)
+    content = (release.suite, *lists, (LAB / "lab-init").read_text(), DISK_SIZE)
     key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:12]
     base = BUILD / f"base-{release.xen}-{key}"
     if base.exists():
@@ -112,19 +118,13 @@ def build_base(release: Release) -> Path:
     boot = rootfs / "boot"
     with gzip.open(boot / f"xen-{release.xen}-amd64.gz") as packed:
         (new / "xen").write_bytes(packed.read())  # QEMU wants the plain ELF
-    (kernel,), (initrd,) = boot.glob("vmlinuz-*"), boot.glob("initrd.img-*")
+    (kernel,) = boot.glob("vmlinuz-*")
     shutil.copy(kernel, new / "vmlinuz")
-    shutil.copy(initrd, new / "initrd.img")
     # The domain builder takes 20 s to unpack a bzImage under emulation.
     (rootfs / "srv" / "vmlinux").write_bytes(unpack_kernel(kernel.read_bytes()))
-    (new / "ramdisk").mkdir()
-    shutil.copy(rootfs / "usr" / "bin" / "busybox", new / "ramdisk" / "busybox")
-    for name in GUEST_MODULES:
-        (module,) = (rootfs / "usr" / "lib" / "modules").rglob(f"{name}*")
-        content_of_module = module.read_bytes()
-        if module.suffix == ".xz":
-            content_of_module = lzma.decompress(content_of_module)
-        (new / "ramdisk" / name).write_bytes(content_of_module)
+    shutil.copy(rootfs / "usr" / "bin" / "busybox", new / "busybox")
+    take_modules(rootfs, GUEST_MODULES, new / "guest-modules")
+    take_modules(rootfs, ROOT_MODULES, new / "root-modules")
     run("truncate", "-s", DISK_SIZE, new / "root.img")
     run("mkfs.ext4", "-qF", "-d", rootfs, new / "root.img")
     shutil.rmtree(rootfs)
@@ -167,10 +167,12 @@ def build_payload(release: Release, base: Path) -> Path:
         for path in sorted((LAB / "dom0").iterdir()):
             if path.is_file():
                 archive.add(path, arcname=f"lab/{path.name}")
-        ramdisk = guest_ramdisk(base)
-        entry = tarfile.TarInfo("srv/guest.gz")
-        entry.size = len(ramdisk)
-        archive.addfile(entry, io.BytesIO(ramdisk))
+        for name in ("guest", "root"):
+            packed = ramdisk(LAB / f"{name}-init", base / "busybox", base / f"{name}-modules")
+            entry = tarfile.TarInfo(f"srv/{name}.gz")
+            entry.size = len(packed)
+            archive.addfile(entry, io.BytesIO(packed))
+    payload.with_suffix(".gz").write_bytes(packed)
     stamp.write_text(key)
     return payload
 
@@ -185,40 +187,11 @@ def content_key() -> str:
 
 
 def sources() -> Iterable[Path]:
-    yield from (TREE / name for name in ("Makefile", "pyproject.toml", "meson.build"))
+    yield from (
+        TREE / name for name in ("Makefile", "pyproject.toml", "meson.build", "meson.options")
+    )
     for folder in ("hotplug", "etc", "tests/lab/dom0"):
         for path in sorted((TREE / folder).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 yield path
-    yield LAB / "guest-init"
-    yield LAB / "image.py"
-
-
-def guest_ramdisk(base: Path) -> bytes:
-    """A guest of a megabyte or two: busybox and the drivers of its disks and cards."""
-    files = {"init": (LAB / "guest-init").read_bytes()}
-    for path in sorted((base / "ramdisk").iterdir()):
-        folder = "lib" if path.suffix == ".ko" else "bin"
-        files[f"{folder}/{path.name}"] = path.read_bytes()
-    folders = ("bin", "dev", "lib", "proc", "sys", "tmp")
-    return gzip.compress(cpio(folders, files), 6)
-
-
-def cpio(folders: Iterable[str], files: dict[str, bytes]) -> bytes:
-    """An archive in the kernel's format (Documentation/driver-api/early-userspace)."""
-    archive = bytearray()
-
-    def add(name: str, mode: int, content: bytes, number: int) -> None:
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-        archive.extend(b"070701" + b"".join(b"%08x" % field for field in fields))
-        archive.extend(name.encode() + b"\0")
-        archive.extend(bytes(-len(archive) % 4))
-        archive.extend(content + bytes(-len(content) % 4))
-
-    number = 0
-    for number, name in enumerate(folders, 1):
-        add(name, 0o040755, b"", number)
-    for extra, (name, content) in enumerate(files.items(), number + 1):
-        add(name, 0o100755, content, extra)
-    add("TRAILER!!!", 0, b"", 0)
-    return bytes(archive)
+    yield from (LAB / name for name in ("guest-init", "root-init", "image.py", "ramdisk.py"))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import socket
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,13 +23,17 @@ MORE = 30.0  # seconds for dom0's own limit to strike first
 MEMORY = "6G"
 DOM0_MEMORY = "2G"
 SCRATCH = 32 << 20  # bytes of a block device for guests
+DRIVE = "if=virtio,format=raw,cache=unsafe,snapshot=on"  # written to, and forgotten at the end
 # With -cpu max dom0 dies in its first instructions: Xen 4.17 and SMAP do not agree in emulation.
 CPU = "qemu64,+svm,+npt"
 XEN_OPTIONS = (
     f"dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY} dom0_max_vcpus=2 console=com1 com1=115200,8n1"
     " loglvl=all guest_loglvl=all spec-ctrl=no"
 )
-LINUX_OPTIONS = "root=/dev/vda rw init=/lab-init console=hvc0 net.ifnames=0 mitigations=off quiet"
+READY = {"ready": True}  # the first that dom0's server says
+# What costs time under emulation and does nothing for us; for guests too.
+SPARE = "mitigations=off rodata=off cryptomgr.notests apparmor=0 audit=0"
+LINUX_OPTIONS = f"root=/dev/vda console=hvc0 net.ifnames=0 quiet {SPARE}"
 
 
 class LabError(Exception):
@@ -62,6 +65,7 @@ class Machine:
         self._directory = tempfile.TemporaryDirectory(prefix="lab-")
         self._log = Path(self._directory.name) / "serial.log"
         self._pending = b""
+        self._broken = ""  # how it failed us
         self._channel: socket.socket | None = None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = str(Path(self._directory.name) / "channel")
@@ -78,9 +82,7 @@ class Machine:
         try:
             listener.settimeout(BOOT_SECONDS)
             self._channel, _ = listener.accept()
-            begin = time.monotonic()
-            self._line(BOOT_SECONDS, "dom0 did not come up")
-            self.boot_seconds = time.monotonic() - begin
+            self._wait_until_up()
         except BaseException:
             self.close()
             raise
@@ -90,43 +92,23 @@ class Machine:
     def _command(self, channel: str, options: Sequence[str]) -> list[str]:
         base = self.image.base
         linux = " ".join((LINUX_OPTIONS, *options))
-        # Whoever started it is gone: so is it.
-        command = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "qemu-system-x86_64",
-            "-accel",
-            "tcg,thread=multi",
-        ]
-        command += ["-cpu", CPU, "-smp", "2"]
-        command += [
-            "-m",
-            MEMORY,
-            "-nic",
-            "none",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-monitor",
-            "none",
-        ]
-        command += [
-            "-serial",
-            "mon:stdio" if self._interactive else "stdio",
-            "-kernel",
-            str(base / "xen"),
-            "-append",
-            XEN_OPTIONS,
-        ]
-        command += ["-initrd", f"{base / 'vmlinuz'} {linux},{base / 'initrd.img'}"]
-        scratch = Path(self._directory.name) / "scratch"  # /dev/vdc
+        scratch = Path(self._directory.name) / "scratch"
         scratch.touch()
         os.truncate(scratch, SCRATCH)
-        for path in (base / "root.img", self.image.payload, scratch):
-            command += ["-drive", f"file={path},if=virtio,format=raw,cache=unsafe,snapshot=on"]
-        command += ["-chardev", f"socket,id=lab,path={channel}", "-device", "virtio-serial"]
-        return [*command, "-device", "virtserialport,chardev=lab,name=xen-hotplug.lab"]
+        # /dev/vda to vdd: dom0's root, the payload, a disk for guests, a driver domain's root.
+        drives = (base / "root.img", self.image.payload, scratch, base / "root.img")
+        return [
+            *("setpriv", "--pdeathsig", "KILL"),  # whoever started it is gone: so is it
+            *("qemu-system-x86_64", "-accel", "tcg,thread=multi"),
+            *("-cpu", CPU, "-smp", "2", "-m", MEMORY),
+            *("-nic", "none", "-display", "none", "-monitor", "none"),
+            *("-serial", "mon:stdio" if self._interactive else "stdio"),
+            *("-kernel", str(base / "xen"), "-append", XEN_OPTIONS),
+            *("-initrd", f"{base / 'vmlinuz'} {linux},{self.image.ramdisk}"),
+            *(word for drive in drives for word in ("-drive", f"file={drive},{DRIVE}")),
+            *("-chardev", f"socket,id=lab,path={channel}", "-device", "virtio-serial"),
+            *("-device", "virtserialport,chardev=lab,name=xen-hotplug.lab"),
+        ]
 
     def __enter__(self) -> Self:
         return self
@@ -142,15 +124,31 @@ class Machine:
         self.process.wait()
         self._directory.cleanup()
 
+    @property
+    def is_on(self) -> bool:
+        return self.process.poll() is None
+
     # Commands
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Have dom0's server do something; what there is to do, dom0/server.py tells."""
+        self._send(call=name, arguments=arguments)
+        limit = arguments.get("limit", COMMAND_SECONDS) + MORE
+        answer = json.loads(self._line(limit, f"dom0 does not answer to: {name} {arguments}"))
+        if answer == READY:
+            self._broken = f"dom0 went down and came up again during: {name} {arguments}"
+            raise LabError(self._broken)
+        if "raised" in answer:
+            raise LabError(f"{name} {arguments} in dom0: {answer['raised']}")
+        return answer["returned"]
+
+    def _send(self, **request: object) -> None:
+        self._channel.settimeout(COMMAND_SECONDS)
+        self._channel.sendall(json.dumps(request).encode() + b"\n")
 
     def dom0(self, command: str, limit: float = COMMAND_SECONDS) -> Result:
         """Run a shell command in dom0."""
-        request = json.dumps({"command": command, "limit": limit})
-        self._channel.settimeout(limit)
-        self._channel.sendall(request.encode() + b"\n")
-        answer = json.loads(self._line(limit + MORE, f"dom0 does not answer to: {command}"))
-        return Result(command, **answer)
+        return Result(command, **self.call("run", command=command, limit=limit))
 
     def do(self, command: str, limit: float = COMMAND_SECONDS) -> str:
         """The same for a command that has to succeed; what it prints."""
@@ -160,7 +158,7 @@ class Machine:
 
     def put(self, path: str, content: str) -> None:
         """Write a file in dom0."""
-        self.do(f"printf %s {shlex.quote(content)} > {shlex.quote(path)}")
+        self.call("write", path=path, text=content)
 
     def wait_for(self, command: str, what: str, limit: float = COMMAND_SECONDS) -> None:
         """Wait until a command succeeds; dom0 does the asking."""
@@ -168,7 +166,23 @@ class Machine:
         result = self.dom0(loop, limit)
         assert result.status == 0, f"{what}: not after {limit:.0f} s\n{self.dom0(command)}"
 
+    def reboot(self, command: str) -> None:
+        """Have dom0 and Xen boot again; what was written to disks is still there."""
+        arguments = {"command": f"{command} >/dev/null 2>&1 &", "limit": COMMAND_SECONDS}
+        self._send(call="run", arguments=arguments)
+        if json.loads(self._line(COMMAND_SECONDS, "dom0 does not reboot")) != READY:
+            self._wait_until_up()
+
+    def _wait_until_up(self) -> None:
+        begin = time.monotonic()
+        answer = json.loads(self._line(BOOT_SECONDS, "dom0 did not come up"))
+        if answer != READY:
+            raise LabError(f"dom0 said {answer} when it had to say that it is ready")
+        self.boot_seconds = time.monotonic() - begin
+
     def _line(self, seconds: float, problem: str) -> bytes:
+        if self._broken:
+            raise LabError(self._broken)  # nobody waits for it again
         give_up = time.monotonic() + seconds
         while b"\n" not in self._pending:
             left = give_up - time.monotonic()
@@ -180,6 +194,7 @@ class Machine:
                 except TimeoutError:
                     data = b""
             if not data:
+                self._broken = problem
                 raise LabError(f"{problem}\n{self.serial()[-3000:]}")
             self._pending += data
         line, self._pending = self._pending.split(b"\n", 1)
@@ -205,6 +220,7 @@ LOGS = """
 for command in 'xl list' 'xl dmesg | tail -n 40' 'losetup -a' 'dmesg | tail -n 30'; do
     echo "--- $command"; bash -c "$command" 2>&1
 done
+[ -d /run/systemd/system ] && journalctl --no-pager -b -u 'xen*' | tail -n 60
 for file in /var/log/xen/*.log /var/log/xen/console/*.log /run/agent.log; do
     [ -e "$file" ] && { echo "--- $file"; tail -n 25 "$file"; }
 done

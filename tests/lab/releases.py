@@ -6,8 +6,11 @@ import os
 from dataclasses import dataclass
 
 DOM0_PACKAGES = (
-    *("bridge-utils", "busybox-static", "e2fsprogs", "iproute2", "iptables", "kmod"),
-    *("linux-image-amd64", "nftables", "procps", "python3", "strace", "udev"),
+    # what Xen's scripts and ours need
+    *("bridge-utils", "conntrack", "e2fsprogs", "iproute2", "iptables", "kmod", "nftables"),
+    *("openvswitch-switch", "procps", "python3", "udev"),
+    # the system, and what tests look with
+    *("busybox-static", "ethtool", "linux-image-amd64", "strace", "systemd-sysv", "tcpdump"),
 )
 
 

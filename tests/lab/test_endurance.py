@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from lab import hotplug
 from lab.guests import Disk, Guest
@@ -9,18 +11,24 @@ from lab.test_smoke import VDEVS, file_disks, images
 
 TIMES = 100
 AT_ONCE = 12
-IN_USE = 250
+MAX_LOOP, IN_USE = 255, 250
 
-BIND_MANY = f"""
-import os, sys
+BALLAST = f"""
+import fcntl, glob, sys
 sys.path.append("/usr/local/lib/xen-hotplug")
 from hotplug.kernel.loop import KernelLoops
+from hotplug.kernel.loop_abi import LOOP_CLR_FD
 from hotplug.ports import LoopOptions
-loops = KernelLoops()
-with open("/tmp/ballast", "w+b") as file:
-    file.truncate(1 << 20)
-    for _ in range({IN_USE}):
-        loops.attach(file, LoopOptions(read_only=True), b"")
+if sys.argv[1] == "bind":
+    loops = KernelLoops()
+    with open("/tmp/ballast", "w+b") as file:
+        file.truncate(1 << 20)
+        for _ in range({IN_USE}):
+            loops.attach(file, LoopOptions(read_only=True), b"")
+else:
+    for path in glob.glob("/sys/block/loop*/loop"):
+        with open("/dev/" + path.split("/")[3], "rb") as device:
+            fcntl.ioctl(device, LOOP_CLR_FD)
 """
 
 
@@ -28,17 +36,18 @@ def test_the_same_disk_again_and_again(lab):
     (path,) = images(lab, 1)
     guest = Guest(lab, "again")
     guest.start()
-    spec = Disk("xvdb", path)
-    before = lab.do("ls /proc/$(pgrep -f 'xen-hotplug agent' | head -n 1)/fd | wc -l")
+    (agent,) = lab.call("agents")
+    open_files = lab.do(f"ls /proc/{agent}/fd | wc -l")
+    there = lab.call("leftovers")
     lab.do(
         f"for i in $(seq {TIMES}); do"
-        f" xl block-attach again '{spec}' && xl block-detach again xvdb || exit 1; done",
+        f" xl block-attach again '{Disk('xvdb', path)}' && xl block-detach again xvdb || exit 1;"
+        " done",
         limit=900,
     )
-    assert lab.do("losetup -a") == ""
-    assert hotplug.leaks(lab) == [line for line in hotplug.leaks(lab) if "again" in line]
-    after = lab.do("ls /proc/$(pgrep -f 'xen-hotplug agent' | head -n 1)/fd | wc -l")
-    assert after == before
+    assert lab.call("leftovers") == there
+    assert lab.call("agents") == [agent]
+    assert lab.do(f"ls /proc/{agent}/fd | wc -l") == open_files
     guest.destroy()
 
 
@@ -47,90 +56,98 @@ def test_no_agent_runs(lab):
     hotplug.stop_agent(lab)
     guest = Guest(lab, "alone", file_disks(images(lab, 2)))
     guest.start()
-    assert len(lab.do("losetup -a").splitlines()) == 2
+    assert len(lab.call("loops")) == 2
     guest.destroy()
     hotplug.refuse_leaks(lab)
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.0, 1.7])
-def test_the_agent_is_killed_in_the_middle_of_a_restore(lab, delay):
-    """It fails or succeeds cleanly; afterwards nothing is left."""
+@pytest.fixture
+def saved(lab):
+    """A guest with four disks, saved."""
     guest = Guest(lab, "middle", file_disks(images(lab)))
     guest.start()
     lab.do("xl save middle /tmp/middle.save")
-    agent = lab.do(hotplug.AGENT_PID).split()[0]
-    restored = lab.dom0(
-        f"(sleep {delay}; kill -9 {agent}) & xl restore /tmp/middle.save; status=$?; wait;"
-        " exit $status"
-    )
-    if restored.status == 0:
-        assert guest.run("echo well") == "well"
-        assert len(lab.do("losetup -a").splitlines()) == len(VDEVS)
-    else:
-        assert not guest.is_there
-    guest.destroy()
-    lab.do("rm /tmp/middle.save /run/xen-hotplug/control")
-    hotplug.start_agent(lab)
-    hotplug.refuse_leaks(lab)
+    yield guest
+    lab.do("rm /tmp/middle.save")
 
 
-@pytest.mark.parametrize("signal", ["TERM", "KILL"])
-def test_the_agent_is_restarted_while_a_guest_runs(lab, signal):
-    guest = Guest(lab, "lasting", file_disks(images(lab, 2)))
+def test_the_agent_is_killed_in_the_middle_of_a_restore(lab, saved):
+    """It fails or succeeds cleanly; afterwards nothing is left."""
+    for moment in (
+        "/51712/params$",  # libxl has just made the first backend
+        "/physical-device$",  # one disk is attached, the others are asked for
+        "/51760/hotplug-status$",  # the last one is ready
+    ):
+        lab.call("kill_agents_at", pattern=moment)
+        restored = lab.dom0("xl restore /tmp/middle.save")
+        assert lab.call("agents") == [], f"nothing was written to {moment}"
+        if restored.status == 0:
+            assert saved.run("echo well") == "well"
+            assert len(lab.call("loops")) == len(VDEVS)
+        else:
+            assert not saved.is_there
+        saved.destroy()
+        hotplug.start_agent(lab)
+        hotplug.refuse_leaks(lab)
+
+
+def test_the_agent_is_restarted_while_a_guest_runs(lab):
+    """Whether it ended in order or was killed: disks go on, and detach later."""
+    guest = Guest(lab, "lasting", file_disks(images(lab, 3)))
     guest.start()
-    hotplug.stop_agent(lab, signal)
-    hotplug.start_agent(lab)
-    assert len(lab.do("losetup -a").splitlines()) == 2
-    assert guest.run("head -c 65536 /dev/xvda | wc -c") == "65536"
+    for number, left in ((signal.SIGTERM, 3), (signal.SIGKILL, 2)):
+        hotplug.stop_agent(lab, number)
+        hotplug.start_agent(lab)
+        assert len(lab.call("loops")) == left
+        assert guest.run("head -c 65536 /dev/xvda | wc -c") == "65536"
+        lab.do(f"xl block-detach lasting {VDEVS[left - 1]}")
+        assert len(lab.call("loops")) == left - 1
     guest.destroy()
     hotplug.refuse_leaks(lab)
-
-
-def test_scripts_change_while_a_guest_runs(lab):
-    """Stock attached it, ours detaches it, and the other way round."""
-    hotplug.use_stock(lab)
-    first = Guest(lab, "first", file_disks(images(lab, 1)))
-    first.start()
-    hotplug.use_ours(lab)
-    second = Guest(lab, "second", [Disk("xvda", "/tmp/second.img")])
-    lab.do("truncate -s 8M /tmp/second.img")
-    second.start()
-    first.destroy()
-    assert len(lab.do("losetup -a").splitlines()) == 1
-    hotplug.use_stock(lab)
-    second.destroy()
-    assert lab.do("losetup -a") == ""
-    hotplug.use_ours(lab)
 
 
 def test_a_dozen_guests_at_once(lab):
-    guests = []
-    for number in range(AT_ONCE):
-        lab.do(f"truncate -s 4M /tmp/many-{number}.img")
-        guest = Guest(lab, f"many{number}", [Disk("xvda", f"/tmp/many-{number}.img")])
+    paths = [f"/tmp/many-{number}.img" for number in range(AT_ONCE)]
+    guests = [Guest(lab, f"many{n}", [Disk("xvda", path)]) for n, path in enumerate(paths)]
+    for guest in guests:
         guest.write_config()
-        guests.append(guest)
+    numbers = f"$(seq 0 {AT_ONCE - 1})"
     lab.do(
-        f'for i in $(seq 0 {AT_ONCE - 1}); do xl create /tmp/many$i.cfg & pids="$pids $!"; done;'
+        f"truncate -s 4M {' '.join(paths)}; pids=;"
+        f' for i in {numbers}; do xl create /tmp/many$i.cfg & pids="$pids $!"; done;'
         " for pid in $pids; do wait $pid || exit 1; done",
         limit=400,
     )
-    assert len(lab.do("losetup -a").splitlines()) == AT_ONCE
+    assert sorted(lab.call("loops").values()) == sorted(
+        f"/tmp/many-{n}.img" for n in range(AT_ONCE)
+    )
     for guest in guests:
         guest.wait_until_up()
-    lab.do(f"for i in $(seq 0 {AT_ONCE - 1}); do xl destroy many$i & done; wait", limit=200)
+        assert guest.run("head -c 65536 /dev/xvda | wc -c") == "65536"
+    lab.do(f"for i in {numbers}; do xl destroy many$i & done; wait", limit=200)
     hotplug.refuse_leaks(lab)
 
 
-@pytest.mark.boot_options("lab.max_loop=255")
-def test_few_loop_devices_are_left(own_lab):
+@pytest.fixture
+def few_loops(lab):
+    """The loop driver with a limit, and most of its devices in use."""
+    hotplug.stop_agent(lab)
+    lab.do(f"modprobe -r loop && modprobe loop max_loop={MAX_LOOP}; udevadm settle")
+    assert lab.do("ls -d /sys/block/loop* | wc -l").strip() == f"{MAX_LOOP}"
+    hotplug.start_agent(lab)
+    lab.put("/tmp/ballast.py", BALLAST)
+    lab.do("python3 -I /tmp/ballast.py bind")
+    assert len(lab.call("loops")) == IN_USE
+    yield lab
+    hotplug.stop_agent(lab)
+    lab.do("python3 -I /tmp/ballast.py unbind; udevadm settle; rm /tmp/ballast")
+    lab.do("modprobe -r loop && modprobe loop")
+
+
+def test_few_loop_devices_are_left(few_loops):
     """A kernel that was told to make 255 of them, most of which are in use."""
-    own_lab.put("/tmp/bind-many.py", BIND_MANY)
-    own_lab.do("python3 -I /tmp/bind-many.py")
-    assert own_lab.do("cat /sys/module/loop/parameters/max_loop").strip() == "255"
-    assert len(own_lab.do("losetup -a").splitlines()) == IN_USE
-    guest = Guest(own_lab, "late", file_disks(images(own_lab)))
+    guest = Guest(few_loops, "late", file_disks(images(few_loops)))
     guest.start()
-    assert len(own_lab.do("losetup -a").splitlines()) == IN_USE + len(VDEVS)
+    assert len(few_loops.call("loops")) == IN_USE + len(VDEVS)
     guest.destroy()
-    assert len(own_lab.do("losetup -a").splitlines()) == IN_USE
+    assert len(few_loops.call("loops")) == IN_USE

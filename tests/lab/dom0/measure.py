@@ -26,6 +26,7 @@ TASKSTATS_CMD_GET, REGISTER_CPUMASK = 1, 3
 AGGR_PID, TYPE_STATS = 4, 3
 # struct taskstats: where things are in every version since 2.6.19
 COMM = slice(80, 112)
+NAME = 15  # bytes of a name that the kernel keeps (TASK_COMM_LEN)
 PID_PPID = struct.Struct("=II"), 128
 USER_SYSTEM = struct.Struct("=QQ"), 152  # microseconds
 HEADERS = genetlink.MESSAGE.size + genetlink.GENERIC.size
@@ -77,7 +78,8 @@ class Ends:
 
 def cpu_of(names, tasks):
     """The time of all tasks of these names and of their descendants."""
-    roots = {pid for pid, _, name, _ in tasks if name in names}
+    kept = {name[:NAME] for name in names}
+    roots = {pid for pid, _, name, _ in tasks if name in kept}
     parents = {pid: ppid for pid, ppid, _, _ in tasks}
 
     def belongs(pid):

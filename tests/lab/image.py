@@ -190,7 +190,7 @@ def sources() -> Iterable[Path]:
     yield from (
         TREE / name for name in ("Makefile", "pyproject.toml", "meson.build", "meson.options")
     )
-    for folder in ("hotplug", "etc", "tests/lab/dom0"):
+    for folder in ("hotplug", "etc", "udev-rules", "tests/lab/dom0"):
         for path in sorted((TREE / folder).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 yield path

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SYSTEMD = "/run/systemd/system"  # there if systemd is process 1: sd_booted(3)
-XEN = "/proc/xen/capabilities"  # the units' condition
+XEN = "/dev/xen/xenbus"  # the units' condition
 UNITS = ("xen-hotplug.socket", "xen-hotplug.service")
 NO_STOCK = "there is no stock script of that name"
 PROPERTIES = "LoadState,UnitFileState,ActiveState"

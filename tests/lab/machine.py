@@ -120,7 +120,10 @@ class Machine:
         """Pull the plug. Nothing that happened in it lasts."""
         if self._channel is not None:
             self._channel.close()
-        self.process.kill()
+        if self._interactive:
+            self.process.terminate()  # it has to put the terminal right again
+        else:
+            self.process.kill()
         self.process.wait()
         self._directory.cleanup()
 

@@ -34,7 +34,7 @@ def put(kernel: Rtnetlink, port: Link, vlans: Sequence[Vlan]) -> None:
         ]
         if infos:
             fields = {"family": rt.AF_BRIDGE, "index": port.index}
-            kernel.change(kind, fields, [("IFLA_AF_SPEC", {"attrs": infos})])
+            kernel.ask(kind, fields, [("IFLA_AF_SPEC", {"attrs": infos})])
 
 
 def refuse_unfiltered(kernel: Rtnetlink, bridge: Link) -> None:

@@ -66,12 +66,13 @@ def nested(type_: int, inner: bytes) -> bytes:
 def attributes(data: bytes) -> dict[int, bytes]:
     """The attributes in a row of bytes, by type."""
     found = {}
-    while len(data) >= ATTRIBUTE.size:
-        length, type_ = ATTRIBUTE.unpack_from(data)
+    start, end = 0, len(data)
+    while end - start >= ATTRIBUTE.size:
+        length, type_ = ATTRIBUTE.unpack_from(data, start)
         if length < ATTRIBUTE.size:
             break
-        found[type_ & NLA_TYPE_MASK] = data[ATTRIBUTE.size : length]
-        data = data[length + -length % 4 :]
+        found[type_ & NLA_TYPE_MASK] = data[start + ATTRIBUTE.size : start + length]
+        start += length + -length % 4
     return found
 
 

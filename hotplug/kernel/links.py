@@ -20,12 +20,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from hotplug.kernel import bridge_vlan
+from hotplug.kernel import bridge_vlan, link_messages
 from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.network import Address, Change, Link, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from socket import socket
 
     from hotplug.kernel.rtnetlink import Rtnetlink
@@ -52,7 +52,7 @@ class KernelLinks:
     def _kernel(self) -> Rtnetlink:
         with self._mutex:
             if self._channel is None:
-                from hotplug.kernel.rtnetlink import Rtnetlink  # noqa: PLC0415 - takes 40 ms
+                from hotplug.kernel.rtnetlink import Rtnetlink  # noqa: PLC0415 - disks have no links
 
                 self._channel = Rtnetlink()
             return self._channel
@@ -60,20 +60,19 @@ class KernelLinks:
     def find(self, name: str) -> Link | None:
         if not 0 < len(os.fsencode(name)) <= NAME_SIZE:
             return None
-        return self._one({"index": 0}, [("IFLA_IFNAME", name)])
+        return self._one(link_messages.wanted(name=name))
 
     def get(self, index: int) -> Link | None:
-        return self._one({"index": index}, [])
+        return self._one(link_messages.wanted(index=index))
 
-    def _one(self, fields: Mapping[str, Any], attributes: list[tuple[str, Any]]) -> Link | None:
-        wanted = [*attributes, ("IFLA_EXT_MASK", rt.RTEXT_FILTER_SKIP_STATS)]
+    def _one(self, wanted: bytes) -> Link | None:
         try:
-            (found,) = self._kernel.ask(rt.RTM_GETLINK, fields, wanted)
+            found = self._kernel.exchange(rt.RTM_GETLINK, wanted)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return link_of(found)
+        return link_messages.link(found[0]) if found else None
 
     def wait_for(self, name: str, deadline: Deadline) -> Link:
         """A link that may be yet to come: the kernel tells of each one that it makes or renames."""
@@ -100,30 +99,13 @@ class KernelLinks:
         return found
 
     def bridges(self) -> Sequence[Link]:
-        wanted = [
-            ("IFLA_EXT_MASK", rt.RTEXT_FILTER_SKIP_STATS),
-            ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]}),
-        ]
-        links = map(link_of, self._kernel.dump(rt.RTM_GETLINK, {"index": 0}, wanted))
-        return [link for link in links if link.kind == "bridge"]
+        found = self._kernel.dump_raw(rt.RTM_GETLINK, link_messages.wanted_of_kind("bridge"))
+        return [link for link in map(link_messages.link, found) if link.kind == "bridge"]
 
     def change(self, link: Link, change: Change) -> None:
         """One request; if it fails, part of it may be done."""
-        fields: dict[str, int] = {"index": link.index}
-        if change.up is not None:
-            fields |= {"flags": rt.IFF_UP if change.up else 0, "change": rt.IFF_UP}
-        attributes = [
-            (name, value)
-            for name, value in (
-                ("IFLA_IFNAME", change.name),
-                ("IFLA_ADDRESS", change.mac),
-                ("IFLA_MTU", change.mtu),
-                ("IFLA_MASTER", change.master),
-            )
-            if value is not None
-        ]
         with named(link):
-            self._kernel.change(rt.RTM_NEWLINK, fields, attributes)
+            self._kernel.exchange(rt.RTM_NEWLINK, link_messages.changed(link.index, change))
 
     def addresses(self, link: Link) -> Sequence[Address]:
         return [
@@ -137,8 +119,15 @@ class KernelLinks:
 
     def _addresses(self, link: Link) -> list[Any]:
         with named(link):
-            found = self._kernel.dump(rt.RTM_GETADDR, {"index": link.index})
-        return [message for message in found if message["index"] == link.index]
+            found = self._kernel.dump_raw(rt.RTM_GETADDR, rt.IFADDR.pack(0, 0, 0, 0, link.index))
+        mine = [
+            data for data in found if rt.IFADDR.unpack_from(data, rt.HEADER.size)[4] == link.index
+        ]
+        if not mine:
+            return []
+        from hotplug.kernel.rtnetlink_messages import decode  # noqa: PLC0415 - takes 40 ms
+
+        return list(map(decode, mine))
 
     def flush_addresses(self, link: Link) -> None:
         for message in self._addresses(link):
@@ -146,13 +135,13 @@ class KernelLinks:
             names = ("IFA_LOCAL", "IFA_ADDRESS")
             values = [(name, message.get_attr(name)) for name in names if message.get_attr(name)]
             with named(link, forgive=NOT_THERE):  # secondary ones go with their primary
-                self._kernel.change(rt.RTM_DELADDR, fields, values)
+                self._kernel.ask(rt.RTM_DELADDR, fields, values)
 
     def add_address(self, link: Link, address: str, prefix: int) -> None:
         fields = {"index": link.index, "family": family(address), "prefixlen": prefix}
         values = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
         with named(link):
-            self._kernel.change(rt.RTM_NEWADDR, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+            self._kernel.ask(rt.RTM_NEWADDR, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
     def routes(self, link: Link) -> Sequence[Route]:
         return [
@@ -177,28 +166,28 @@ class KernelLinks:
         """A route with the same destination and metric over another link is replaced too."""
         fields, values = route_message(link, route)
         with named(link):
-            self._kernel.change(rt.RTM_NEWROUTE, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+            self._kernel.ask(rt.RTM_NEWROUTE, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
     def delete_route(self, link: Link, route: Route) -> None:
         fields, values = route_message(link, route)
         with named(link, forgive=NOT_THERE):
-            self._kernel.change(rt.RTM_DELROUTE, fields, values)
+            self._kernel.ask(rt.RTM_DELROUTE, fields, values)
 
     def add_neighbour(self, link: Link, address: str, mac: str) -> None:
         fields = {"ifindex": link.index, "family": family(address), "state": rt.NUD_PERMANENT}
         values = [("NDA_DST", address), ("NDA_LLADDR", mac)]
         with named(link):
-            self._kernel.change(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+            self._kernel.ask(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
     def proxy_neighbour(self, link: Link, address: str) -> None:
         fields, values = proxy_message(link, address)
         with named(link):
-            self._kernel.change(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+            self._kernel.ask(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
     def unproxy_neighbour(self, link: Link, address: str) -> None:
         fields, values = proxy_message(link, address)
         with named(link, forgive=(*NOT_THERE, errno.ENOENT)):
-            self._kernel.change(rt.RTM_DELNEIGH, fields, values)
+            self._kernel.ask(rt.RTM_DELNEIGH, fields, values)
 
     def proxy_arp(self, link: Link) -> None:
         with open(f"/proc/sys/net/ipv4/conf/{link.name}/proxy_arp", "wb", buffering=0) as file:
@@ -229,7 +218,7 @@ def named(link: Link, forgive: Collection[int] = ()) -> Iterator[None]:
 
 def is_news_of(news: socket, name: str, seconds: float) -> bool:
     """Wait for the kernel to tell of a link; whether it may be the one of this name."""
-    from hotplug.kernel.rtnetlink import BUFFER, changed_links  # noqa: PLC0415 - as above
+    from hotplug.kernel.rtnetlink import BUFFER, split  # noqa: PLC0415 - as above
 
     news.settimeout(seconds)
     try:
@@ -240,24 +229,9 @@ def is_news_of(news: socket, name: str, seconds: float) -> bool:
         if error.errno != errno.ENOBUFS:
             raise
         return True  # some were lost
-    return any(name_of(message) == name for message in changed_links(data))
-
-
-def name_of(message: Any) -> str:
-    """Any bytes; pyroute2 leaves them as they are if they are no UTF-8."""
-    return os.fsdecode(message.get_attr("IFLA_IFNAME"))
-
-
-def link_of(message: Any) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
-    return Link(
-        index=message["index"],
-        name=name_of(message),
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else "") or "",
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU"),
-        up=bool(message["flags"] & rt.IFF_UP),
-        master=message.get_attr("IFLA_MASTER") or 0,
+    return any(
+        kind == rt.RTM_NEWLINK and link_messages.link(message).name == name
+        for kind, _, _, message in split(data)
     )
 
 

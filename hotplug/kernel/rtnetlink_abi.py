@@ -12,7 +12,8 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 SOL_NETLINK = 270
 NETLINK_GET_STRICT_CHK = 12
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-ERROR = struct.Struct("=i")  # struct nlmsgerr begins with a negative errno
+ERROR_CODE = slice(16, 20)  # of a message: struct nlmsgerr begins with a negative errno
+IFADDR = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19

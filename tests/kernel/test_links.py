@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 from hotplug.agent.deadline import EventDeadline
 from hotplug.errors import AbandonedError, DeadlineError
+from hotplug.kernel import link_messages, rtnetlink
 from hotplug.kernel import links as links_module
-from hotplug.kernel import rtnetlink
 from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.kernel.links import KernelLinks
-from hotplug.network import Change, Route
+from hotplug.kernel.rtnetlink_messages import decode
+from hotplug.network import Change, Link, Route
 
 MANY = 300
 
@@ -339,13 +340,13 @@ def test_closed_and_used_again(net, links):
 def test_an_answer_to_somebody_else_is_not_ours(net, links):
     """A request that was given up may be answered later."""
     net.add_bridge("xenbr0")
-    fields = {"index": 0}
     with contextlib.closing(rtnetlink.Rtnetlink()) as channel:
+        everything = link_messages.wanted()
         flags = rt.NLM_F_REQUEST | rt.NLM_F_DUMP
-        stray = rtnetlink.encode(rt.RTM_GETLINK, flags, 77, fields, [])
-        channel._socket.send(stray)
-        (found,) = channel.ask(rt.RTM_GETLINK, fields, [("IFLA_IFNAME", "xenbr0")])
-        assert found.get_attr("IFLA_IFNAME") == "xenbr0"
+        header = rt.HEADER.pack(rt.HEADER.size + len(everything), rt.RTM_GETLINK, flags, 77, 0)
+        channel._socket.send(header + everything)
+        (found,) = channel.exchange(rt.RTM_GETLINK, link_messages.wanted(name="xenbr0"))
+        assert link_messages.link(found).name == "xenbr0"
 
 
 def test_a_kernel_that_does_not_answer(net, links):
@@ -354,7 +355,7 @@ def test_a_kernel_that_does_not_answer(net, links):
     link = links.find("xenbr0")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
-        ours.settimeout(0.01)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, rtnetlink.TIMEVAL.pack(0, 10000))
         links._kernel._socket.close()
         links._kernel._socket = ours
         with pytest.raises(OSError, match="the kernel has not answered for 5 s") as raised:
@@ -369,10 +370,32 @@ def test_any_bytes_are_split(data):
 
 
 def test_messages_are_aligned():
-    one = rtnetlink.encode(rt.RTM_GETLINK, 0, 1, {"index": 0}, [("IFLA_IFNAME", "a")])
-    two = rtnetlink.encode(rt.RTM_GETLINK, 0, 2, {"index": 0}, [])
-    padded = one + bytes(-len(one) % 4) + two
-    assert [sequence for _, _, sequence, _ in rtnetlink.split(padded)] == [1, 2]
+    one = rt.HEADER.pack(18, rt.RTM_GETLINK, 0, 1, 0) + b"ab"
+    two = rt.HEADER.pack(16, rt.RTM_GETLINK, 0, 2, 0)
+    assert [sequence for _, _, sequence, _ in rtnetlink.split(one + bytes(2) + two)] == [1, 2]
+
+
+def test_links_as_pyroute2_reads_them(net, links):
+    """Of messages that the kernel has made, with all the attributes of all kinds of links."""
+    net.add_bridge("xenbr0", 9000)
+    net.add_vif("vif1.0")
+    net.add_tap("vif1.0-emu")
+    net.ip("link", "set", "dev", "vif1.0", "master", "xenbr0", "up")
+    with contextlib.closing(rtnetlink.Rtnetlink()) as channel:
+        found = channel.dump_raw(rt.RTM_GETLINK, link_messages.wanted())
+    assert len(found) >= 4
+    for data in found:
+        ours, theirs = link_messages.link(data), decode(data)
+        info = theirs.get_attr("IFLA_LINKINFO")
+        assert ours == Link(
+            theirs["index"],
+            theirs.get_attr("IFLA_IFNAME"),
+            info.get_attr("IFLA_INFO_KIND") if info else "",
+            theirs.get_attr("IFLA_ADDRESS") or "",
+            theirs.get_attr("IFLA_MTU"),
+            bool(theirs["flags"] & rt.IFF_UP),
+            theirs.get_attr("IFLA_MASTER") or 0,
+        )
 
 
 def test_this_thread_only(net):

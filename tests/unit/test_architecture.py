@@ -70,7 +70,7 @@ MAY_IMPORT = {
 FOREIGN = {
     "ctypes": set(),
     "psutil": {"hotplug.commands", "hotplug.kernel.devd", "hotplug.kernel.lockfile"},
-    "pyroute2": {"hotplug.kernel.rtnetlink"},
+    "pyroute2": {"hotplug.kernel.rtnetlink_messages"},
     "pyudev": {"hotplug.sources.udev"},
 }
 
@@ -175,7 +175,16 @@ def test_the_test_sees_a_breach(importer, source):
 # them costs every disk of a host without an agent.
 FOR_CARDS = (
     *("antispoof", "bridge_vlan", "conntrack", "firewall", "guards", "iptables", "links"),
-    *("nfnetlink", "nft", "nft_abi", "openvswitch", "ovsdb", "rtnetlink", "rtnetlink_abi"),
+    *(
+        "link_messages",
+        "nfnetlink",
+        "nft",
+        "nft_abi",
+        "openvswitch",
+        "ovsdb",
+        "rtnetlink",
+        "rtnetlink_abi",
+    ),
 )
 ONESHOT = {
     "hotplug",

@@ -26,7 +26,7 @@ from hotplug.network import Change
 from hotplug.ports import Attachment, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from hotplug.events import Action, Device, Event
     from hotplug.network import Link
@@ -305,29 +305,31 @@ def remembered(entry: Entry | None, role: str, key: str = "") -> str:
 def connected(host: Host, vif: Vif, mtu: int | None = None) -> None:
     """Tell the guest's driver that its card is ready; ``mtu`` goes to the guest itself.
 
-    Once the backend driver has seen ``connected`` it goes on at once. So it is the last thing that
-    is done, and all keys are in one transaction.
+    Once the backend driver has seen ``connected`` it goes on. So this is done last, all at once.
     """
     host.deadline.stage("writing to xenstore")
-    changes = [
-        Write(f"{vif.device}/hotplug-status", CONNECTED),
-        Write(f"{vif.device}/hotplug-error", None),
-    ]
+    status, error = f"{vif.device}/hotplug-status", f"{vif.device}/hotplug-error"
+    changes = [Write(status, CONNECTED), Write(error, None)]
 
-    def body(store: Snapshot, told: Sequence[Write]) -> None:
-        there = store.read_many([vif.device.path, *([vif.frontend] if told else ())])
-        refuse_removed(vif, there[0])
-        store.apply([*(told if there[-1] is not None else ()), *changes])
+    def body(store: Snapshot, *told: Write) -> None:
+        paths = [vif.device.path, *([vif.frontend] if told else ())]
+        backend, *frontend = store.read_and_apply(paths, [*told, *changes])
+        refuse_removed(vif, backend)
+        if None in frontend:
+            raise NobodyToTellError
 
-    told = [Write(f"{vif.frontend}/mtu", b"%d" % mtu)] if mtu is not None else []
     with host.deadline.committing():
-        try:
-            host.store.transaction(lambda store: body(store, told))
-        except PermissionError:
+        if mtu is not None:
+            told = Write(f"{vif.frontend}/mtu", b"%d" % mtu)
             # A driver domain may write it only where the toolstack made it for us (Xen 4.17).
-            if not told:
-                raise
-            host.store.transaction(lambda store: body(store, ()))
+            with contextlib.suppress(NobodyToTellError, PermissionError):
+                host.store.transaction(lambda store: body(store, told))
+                return
+        host.store.transaction(body)
+
+
+class NobodyToTellError(Exception):
+    """There is no frontend, and to write would make one."""
 
 
 def refuse_removed(vif: Vif, backend: bytes | None) -> None:

@@ -109,7 +109,9 @@ class Guards:
     def _remove(self, link: str, families: Sequence[int]) -> None:
         """Take a link out of these tables, and the tables away that are empty then."""
         for _ in range(ATTEMPTS):
-            tables = [Table(family, TABLE) for family in families]
+            tables = self._there(families)
+            if not tables:
+                return
             messages = []
             for table, found in zip(tables, self._look(tables, link), strict=True):
                 messages += forgetting(table, link, found)
@@ -156,6 +158,17 @@ class Guards:
             )
             for hook, own, listed, mapped in zip(answers, answers, answers, answers, strict=True)
         ]
+
+    def _there(self, families: Sequence[int]) -> list[Table]:
+        """Our tables, as far as there are any: on most hosts no card is guarded."""
+        tables = [Table(family, TABLE) for family in families]
+        try:
+            found = self._channel.look([table.whole(abi.NFT_MSG_GETTABLE) for table in tables])
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                return []
+            raise
+        return [table for table, answer in zip(tables, found, strict=True) if answer is not None]
 
     def _listed(self, table: Table) -> list[bytes]:
         try:

@@ -1,0 +1,499 @@
+/* The loops over pages and page-table entries that Python is too slow for.
+ *
+ * A guest of 4 GB has a million pages, and each entry of its page tables is looked at: in Python
+ * that takes longer than all the rest of a restore. loops_slow.py has the same functions in Python,
+ * held to the same tests, for where this could not be built.
+ *
+ * Buffers come in as what Python's buffer protocol gives, checked for size here; nothing is kept.
+ * Numbers are 64-bit and little-endian, as Xen's are on the only processors with save files. The
+ * long loops run without the global lock of Python. The build asks for the limited API of 3.11, so
+ * that one binary serves all later ones.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+#include <string.h>
+
+#define PAGE 4096
+#define ENTRIES (PAGE / 8) /* of a page table */
+#define INVALID UINT64_MAX /* in a p2m: no frame */
+#define PFN_MASK ((UINT64_C(1) << 52) - 1)
+#define FRAME_MASK UINT64_C(0x000ffffffffff000)
+#define PRESENT 1
+
+/* Page types, as the highest four bits of an entry have them. */
+enum { NOTAB = 0, L1TAB = 1, L4TAB = 4, PIN = 8, BROKEN = 13, XALLOC = 14, XTAB = 15 };
+
+struct words {
+	Py_buffer view;
+	uint64_t *at;
+	size_t count;
+};
+
+/* A buffer of 64-bit words; false with an exception if it is none. */
+static int take_words(PyObject *object, struct words *words, int writable)
+{
+	if (PyObject_GetBuffer(object, &words->view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+		return 0;
+	if (words->view.len % 8 || (words->view.len && (uintptr_t)words->view.buf % 8)) {
+		PyBuffer_Release(&words->view);
+		PyErr_SetString(PyExc_ValueError, "not a row of 64-bit words");
+		return 0;
+	}
+	words->at = words->view.buf;
+	words->count = (size_t)words->view.len / 8;
+	return 1;
+}
+
+static int is_table(unsigned type)
+{
+	return (type & 7) >= L1TAB && (type & 7) <= L4TAB && type < BROKEN;
+}
+
+static int is_zero(const uint8_t *page)
+{
+	const uint64_t *word = (const void *)page;
+
+	for (size_t i = 0; i < ENTRIES; i += 8)
+		if (word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] |
+		    word[i + 6] | word[i + 7])
+			return 0;
+	return 1;
+}
+
+/* classify(entries, types, limit, kinds): enter the types of a PAGE_DATA record.
+ *
+ * entries: words {type << 60 | pfn}; types: a byte for each pfn; limit: the number of pfns; kinds:
+ * a byte for each entry, set to its type. Returns the number of entries that have a page of data;
+ * ValueError names the first entry that is wrong, before anything is changed. */
+static PyObject *classify(PyObject *self, PyObject *arguments)
+{
+	PyObject *entries_object, *types_object, *kinds_object, *result = NULL;
+	struct words entries;
+	Py_buffer types, kinds;
+	unsigned long long limit;
+	size_t data = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOKO", &entries_object, &types_object, &limit, &kinds_object))
+		return NULL;
+	if (!take_words(entries_object, &entries, 0))
+		return NULL;
+	if (PyObject_GetBuffer(types_object, &types, PyBUF_WRITABLE) < 0)
+		goto without_types;
+	if (PyObject_GetBuffer(kinds_object, &kinds, PyBUF_WRITABLE) < 0)
+		goto without_kinds;
+	if ((unsigned long long)types.len < limit || (size_t)kinds.len < entries.count) {
+		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+		goto end;
+	}
+	for (size_t i = 0; i < entries.count; i++) {
+		unsigned type = (unsigned)(entries.at[i] >> 60);
+		uint64_t pfn = entries.at[i] & PFN_MASK;
+
+		if (type >= 5 && type <= 8) {
+			PyErr_Format(PyExc_ValueError, "pfn %llu has the type %u, which is reserved",
+				     (unsigned long long)pfn, type);
+			goto end;
+		}
+		if (pfn >= limit) {
+			PyErr_Format(PyExc_ValueError, "pfn %llu is beyond the guest's last one, %llu",
+				     (unsigned long long)pfn, limit - 1);
+			goto end;
+		}
+	}
+	for (size_t i = 0; i < entries.count; i++) {
+		unsigned type = (unsigned)(entries.at[i] >> 60);
+
+		((uint8_t *)types.buf)[entries.at[i] & PFN_MASK] = (uint8_t)type;
+		((uint8_t *)kinds.buf)[i] = (uint8_t)type;
+		data += type < BROKEN;
+	}
+	result = PyLong_FromSize_t(data);
+end:
+	PyBuffer_Release(&kinds);
+without_kinds:
+	PyBuffer_Release(&types);
+without_types:
+	PyBuffer_Release(&entries.view);
+	return result;
+}
+
+/* unpopulated(entries, p2m, out): the pfns of entries that need a frame and have none.
+ *
+ * out: words, at least as many as entries. Returns how many there are. A pfn that comes twice is
+ * told once: its place in the p2m is marked meanwhile. */
+static PyObject *unpopulated(PyObject *self, PyObject *arguments)
+{
+	PyObject *entries_object, *p2m_object, *out_object, *result = NULL;
+	struct words entries, p2m, out;
+	size_t count = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOO", &entries_object, &p2m_object, &out_object))
+		return NULL;
+	if (!take_words(entries_object, &entries, 0))
+		return NULL;
+	if (!take_words(p2m_object, &p2m, 1))
+		goto without_p2m;
+	if (!take_words(out_object, &out, 1))
+		goto without_out;
+	if (out.count < entries.count) {
+		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+		goto end;
+	}
+	for (size_t i = 0; i < entries.count; i++) {
+		unsigned type = (unsigned)(entries.at[i] >> 60);
+		uint64_t pfn = entries.at[i] & PFN_MASK;
+
+		if (type == BROKEN || type == XTAB || pfn >= p2m.count || p2m.at[pfn] != INVALID)
+			continue;
+		p2m.at[pfn] = INVALID - 1;
+		out.at[count++] = pfn;
+	}
+	for (size_t i = 0; i < count; i++)
+		p2m.at[out.at[i]] = INVALID;
+	result = PyLong_FromSize_t(count);
+end:
+	PyBuffer_Release(&out.view);
+without_out:
+	PyBuffer_Release(&p2m.view);
+without_p2m:
+	PyBuffer_Release(&entries.view);
+	return result;
+}
+
+/* scatter(target, indices, values): target[indices[i]] = values[i]. */
+static PyObject *scatter(PyObject *self, PyObject *arguments)
+{
+	PyObject *target_object, *indices_object, *values_object, *result = NULL;
+	struct words target, indices, values;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOO", &target_object, &indices_object, &values_object))
+		return NULL;
+	if (!take_words(target_object, &target, 1))
+		return NULL;
+	if (!take_words(indices_object, &indices, 0))
+		goto without_indices;
+	if (!take_words(values_object, &values, 0))
+		goto without_values;
+	for (size_t i = 0; i < indices.count; i++)
+		if (indices.at[i] >= target.count || i >= values.count) {
+			PyErr_SetString(PyExc_ValueError, "an index is out of range");
+			goto end;
+		}
+	for (size_t i = 0; i < indices.count; i++)
+		target.at[indices.at[i]] = values.at[i];
+	result = Py_NewRef(Py_None);
+end:
+	PyBuffer_Release(&values.view);
+without_values:
+	PyBuffer_Release(&indices.view);
+without_indices:
+	PyBuffer_Release(&target.view);
+	return result;
+}
+
+/* sort_pages(entries, data, holes, plain, zero, tables, kept, as_hvm): which pages have what.
+ *
+ * entries: words {type << 60 | pfn}, each with a page of data; data: their pages; holes: a byte for
+ * each, not 0 if it is known to be zero and is not in data; as_hvm: tables are plain data. Fills
+ * words with the pfns of plain pages that are not zero, of pages that are zero, and of page tables;
+ * kept: the offset in data of each plain page, then of each table. Each has room for as many words
+ * as there are entries. Returns the three counts. */
+static PyObject *sort_pages(PyObject *self, PyObject *arguments)
+{
+	PyObject *objects[5], *data_object, *holes_object, *result = NULL;
+	struct words words[5]; /* entries, plain, zero, tables, kept */
+	Py_buffer data, holes;
+	size_t plain = 0, zero = 0, tables = 0;
+	int taken = 0, as_hvm, fits;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOOOOOOp", &objects[0], &data_object, &holes_object,
+			      &objects[1], &objects[2], &objects[3], &objects[4], &as_hvm))
+		return NULL;
+	if (PyObject_GetBuffer(data_object, &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	if (PyObject_GetBuffer(holes_object, &holes, PyBUF_SIMPLE) < 0)
+		goto without_holes;
+	for (; taken < 5; taken++)
+		if (!take_words(objects[taken], &words[taken], taken > 0))
+			goto end;
+	fits = (size_t)data.len >= words[0].count * PAGE && (uintptr_t)data.buf % 8 == 0 &&
+	       (size_t)holes.len >= words[0].count;
+	for (int i = 1; i < 5; i++)
+		fits = fits && words[i].count >= words[0].count;
+	if (!fits) {
+		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+		goto end;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	for (size_t i = 0; i < words[0].count; i++) {
+		uint64_t pfn = words[0].at[i] & PFN_MASK;
+		int table = !as_hvm && is_table((unsigned)(words[0].at[i] >> 60));
+
+		if (((const uint8_t *)holes.buf)[i])
+			words[2].at[zero++] = pfn;
+		else if (table)
+			words[3].at[tables++] = pfn;
+		else if (is_zero((const uint8_t *)data.buf + i * PAGE))
+			words[2].at[zero++] = pfn;
+		else {
+			words[1].at[plain] = pfn;
+			words[4].at[plain++] = i * PAGE;
+		}
+	}
+	for (size_t i = 0, n = plain; tables && i < words[0].count; i++)
+		if (is_table((unsigned)(words[0].at[i] >> 60)) && !((const uint8_t *)holes.buf)[i])
+			words[4].at[n++] = i * PAGE;
+	Py_END_ALLOW_THREADS
+	result = Py_BuildValue("nnn", (Py_ssize_t)plain, (Py_ssize_t)zero, (Py_ssize_t)tables);
+end:
+	while (taken--)
+		PyBuffer_Release(&words[taken].view);
+	PyBuffer_Release(&holes);
+without_holes:
+	PyBuffer_Release(&data);
+	return result;
+}
+
+/* copy_pages(address, data, offsets): pages of data, one after the other to an address. */
+static PyObject *copy_pages(PyObject *self, PyObject *arguments)
+{
+	PyObject *data_object, *offsets_object, *result = NULL;
+	unsigned long long address;
+	struct words offsets;
+	Py_buffer data;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "KOO", &address, &data_object, &offsets_object))
+		return NULL;
+	if (PyObject_GetBuffer(data_object, &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	if (!take_words(offsets_object, &offsets, 0))
+		goto without_offsets;
+	for (size_t i = 0; i < offsets.count; i++)
+		if (offsets.at[i] > (uint64_t)data.len || (uint64_t)data.len - offsets.at[i] < PAGE) {
+			PyErr_SetString(PyExc_ValueError, "an offset is out of range");
+			goto end;
+		}
+	Py_BEGIN_ALLOW_THREADS
+	for (size_t i = 0; i < offsets.count; i++)
+		memcpy((uint8_t *)(uintptr_t)address + i * PAGE, (const uint8_t *)data.buf + offsets.at[i],
+		       PAGE);
+	Py_END_ALLOW_THREADS
+	result = Py_NewRef(Py_None);
+end:
+	PyBuffer_Release(&offsets.view);
+without_offsets:
+	PyBuffer_Release(&data);
+	return result;
+}
+
+/* gather(table, indices, out): out[i] = table[indices[i]]; ValueError if one has no frame. */
+static PyObject *gather(PyObject *self, PyObject *arguments)
+{
+	PyObject *table_object, *indices_object, *out_object, *result = NULL;
+	struct words table, indices, out;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOO", &table_object, &indices_object, &out_object))
+		return NULL;
+	if (!take_words(table_object, &table, 0))
+		return NULL;
+	if (!take_words(indices_object, &indices, 0))
+		goto without_indices;
+	if (!take_words(out_object, &out, 1))
+		goto without_out;
+	if (out.count < indices.count) {
+		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+		goto end;
+	}
+	for (size_t i = 0; i < indices.count; i++) {
+		if (indices.at[i] >= table.count || table.at[indices.at[i]] == INVALID) {
+			PyErr_Format(PyExc_ValueError, "pfn %llu has no frame",
+				     (unsigned long long)indices.at[i]);
+			goto end;
+		}
+		out.at[i] = table.at[indices.at[i]];
+	}
+	result = Py_NewRef(Py_None);
+end:
+	PyBuffer_Release(&out.view);
+without_out:
+	PyBuffer_Release(&indices.view);
+without_indices:
+	PyBuffer_Release(&table.view);
+	return result;
+}
+
+/* missing(tables, p2m, out): the pfns that page tables point to and that have no frame.
+ *
+ * out: words; no more than it holds are told, each once; ask again after they have frames. Returns
+ * their count; ValueError if an entry points beyond the guest's last pfn. */
+static PyObject *missing(PyObject *self, PyObject *arguments)
+{
+	PyObject *tables_object, *p2m_object, *out_object, *result = NULL;
+	struct words tables, p2m, out;
+	size_t count = 0;
+	uint64_t beyond = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOO", &tables_object, &p2m_object, &out_object))
+		return NULL;
+	if (!take_words(tables_object, &tables, 0))
+		return NULL;
+	if (!take_words(p2m_object, &p2m, 1))
+		goto without_p2m;
+	if (!take_words(out_object, &out, 1))
+		goto without_out;
+	for (size_t i = 0; i < tables.count && count < out.count; i++) {
+		uint64_t pfn = (tables.at[i] & FRAME_MASK) / PAGE;
+
+		if (!(tables.at[i] & PRESENT))
+			continue;
+		if (pfn >= p2m.count) {
+			beyond = pfn;
+			break;
+		}
+		if (p2m.at[pfn] == INVALID) {
+			p2m.at[pfn] = INVALID - 1;
+			out.at[count++] = pfn;
+		}
+	}
+	for (size_t i = 0; i < count; i++)
+		p2m.at[out.at[i]] = INVALID;
+	if (beyond)
+		PyErr_Format(PyExc_ValueError, "a page table points to pfn %llu, the last one is %llu",
+			     (unsigned long long)beyond, (unsigned long long)p2m.count - 1);
+	else
+		result = PyLong_FromSize_t(count);
+	PyBuffer_Release(&out.view);
+without_out:
+	PyBuffer_Release(&p2m.view);
+without_p2m:
+	PyBuffer_Release(&tables.view);
+	return result;
+}
+
+/* localise(tables, p2m): in present entries of page tables, frames for pfns.
+ *
+ * ``missing`` comes first. ValueError, before anything is changed, if a pfn has no frame. */
+static PyObject *localise(PyObject *self, PyObject *arguments)
+{
+	PyObject *tables_object, *p2m_object, *result = NULL;
+	struct words tables, p2m;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OO", &tables_object, &p2m_object))
+		return NULL;
+	if (!take_words(tables_object, &tables, 1))
+		return NULL;
+	if (!take_words(p2m_object, &p2m, 0))
+		goto without_p2m;
+	for (size_t i = 0; i < tables.count; i++) {
+		uint64_t pfn = (tables.at[i] & FRAME_MASK) / PAGE;
+
+		if ((tables.at[i] & PRESENT) && (pfn >= p2m.count || p2m.at[pfn] == INVALID)) {
+			PyErr_Format(PyExc_ValueError, "a page table points to pfn %llu, which has no frame",
+				     (unsigned long long)pfn);
+			goto end;
+		}
+	}
+	for (size_t i = 0; i < tables.count; i++)
+		if (tables.at[i] & PRESENT)
+			tables.at[i] = (tables.at[i] & ~FRAME_MASK) |
+				       p2m.at[(tables.at[i] & FRAME_MASK) / PAGE] * PAGE;
+	result = Py_NewRef(Py_None);
+end:
+	PyBuffer_Release(&p2m.view);
+without_p2m:
+	PyBuffer_Release(&tables.view);
+	return result;
+}
+
+/* operations(command, frames): struct mmuext_op {u32 command, pad, u64 frame, u64 0} for each. */
+static PyObject *operations(PyObject *self, PyObject *arguments)
+{
+	PyObject *frames_object, *result;
+	unsigned command;
+	struct words frames;
+	uint64_t *at;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "IO", &command, &frames_object))
+		return NULL;
+	if (!take_words(frames_object, &frames, 0))
+		return NULL;
+	result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(frames.count * 24));
+	if (result) {
+		at = (void *)PyBytes_AsString(result);
+		for (size_t i = 0; i < frames.count; i++) {
+			at[3 * i] = command;
+			at[3 * i + 1] = frames.at[i];
+			at[3 * i + 2] = 0;
+		}
+	}
+	PyBuffer_Release(&frames.view);
+	return result;
+}
+
+/* pinned(types, level, out): the pfns of page tables of a level that are to be pinned. */
+static PyObject *pinned(PyObject *self, PyObject *arguments)
+{
+	PyObject *types_object, *out_object, *result = NULL;
+	unsigned level;
+	Py_buffer types;
+	struct words out;
+	size_t count = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OIO", &types_object, &level, &out_object))
+		return NULL;
+	if (PyObject_GetBuffer(types_object, &types, PyBUF_SIMPLE) < 0)
+		return NULL;
+	if (!take_words(out_object, &out, 1))
+		goto without_out;
+	for (Py_ssize_t pfn = 0; pfn < types.len; pfn++)
+		if (((const uint8_t *)types.buf)[pfn] == (PIN | level)) {
+			if (count == out.count) {
+				PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+				goto end;
+			}
+			out.at[count++] = (uint64_t)pfn;
+		}
+	result = PyLong_FromSize_t(count);
+end:
+	PyBuffer_Release(&out.view);
+without_out:
+	PyBuffer_Release(&types);
+	return result;
+}
+
+static PyMethodDef functions[] = {
+	{"classify", classify, METH_VARARGS, NULL},
+	{"unpopulated", unpopulated, METH_VARARGS, NULL},
+	{"scatter", scatter, METH_VARARGS, NULL},
+	{"gather", gather, METH_VARARGS, NULL},
+	{"sort_pages", sort_pages, METH_VARARGS, NULL},
+	{"copy_pages", copy_pages, METH_VARARGS, NULL},
+	{"missing", missing, METH_VARARGS, NULL},
+	{"localise", localise, METH_VARARGS, NULL},
+	{"operations", operations, METH_VARARGS, NULL},
+	{"pinned", pinned, METH_VARARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+	PyModuleDef_HEAD_INIT, "_native", "Loops over pages; see loops_slow.py", -1, functions,
+	NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+	return PyModule_Create(&module);
+}

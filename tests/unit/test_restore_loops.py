@@ -1,0 +1,217 @@
+"""The loops over pages: the same results from C and from Python."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from savefiles import BROKEN, L1, L4, NOTAB, PIN, XALLOC, XTAB
+
+from hotplug.restore import _native, loops_slow
+from hotplug.restore.loops import native
+
+BOTH = pytest.mark.parametrize("loops", [_native, loops_slow], ids=["C", "Python"])
+INVALID = 2**64 - 1
+PAGE = 4096
+KINDS = (NOTAB, L1, L4, PIN | L1, BROKEN, XALLOC, XTAB)
+
+
+def row(*numbers):
+    return array("Q", numbers)
+
+
+def room(size):
+    return array("Q", bytes(8 * size))
+
+
+def entry(kind, pfn):
+    return kind << 60 | pfn
+
+
+def test_what_is_used_is_the_c_one():
+    assert native is _native
+
+
+@BOTH
+def test_classify(loops):
+    entries = row(entry(NOTAB, 3), entry(XTAB, 1), entry(PIN | L4, 0), entry(XALLOC, 2))
+    types, kinds = bytearray(b"\x77" * 5), bytearray(4)
+    assert loops.classify(entries, types, 5, kinds) == 2
+    assert types == bytes([PIN | L4, XTAB, XALLOC, NOTAB, 0x77])
+    assert kinds == bytes([NOTAB, XTAB, PIN | L4, XALLOC])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(entry(5, 1), "pfn 1 has the type 5"), (entry(0, 4), "pfn 4 is beyond the guest's last one")],
+)
+def test_classify_refuses_before_it_changes_anything(loops, wrong, said):
+    types, kinds = bytearray(4), bytearray(2)
+    with pytest.raises(ValueError, match=said):
+        loops.classify(row(entry(L1, 0), wrong), types, 4, kinds)
+    assert types == bytes(4)
+
+
+@BOTH
+def test_unpopulated(loops):
+    p2m = row(INVALID, 70, INVALID, INVALID, INVALID)
+    entries = row(entry(0, 3), entry(0, 1), entry(XTAB, 0), entry(BROKEN, 2), entry(XALLOC, 4),
+                  entry(L1, 3), entry(0, 99))  # fmt: skip
+    out = room(7)
+    assert loops.unpopulated(entries, p2m, out) == 2
+    assert out[:2] == row(3, 4)
+    assert p2m == row(INVALID, 70, INVALID, INVALID, INVALID)
+
+
+@BOTH
+def test_scatter_and_gather(loops):
+    table = room(4)
+    loops.scatter(table, row(3, 0), row(33, INVALID))
+    assert table == row(INVALID, 0, 0, 33)
+    out = room(2)
+    loops.gather(table, row(3, 1), out)
+    assert out == row(33, 0)
+    for pfn in (0, 4):
+        with pytest.raises(ValueError, match=f"pfn {pfn} has no frame"):
+            loops.gather(table, row(3, pfn), out)
+    with pytest.raises(ValueError, match="out of range"):
+        loops.scatter(table, row(4), row(1))
+    with pytest.raises(ValueError, match="out of range"):
+        loops.scatter(table, row(1, 2), row(1))
+
+
+@BOTH
+@pytest.mark.parametrize("as_hvm", [False, True])
+def test_sort_pages(loops, as_hvm):
+    entries = row(entry(0, 9), entry(L1, 8), entry(0, 7), entry(PIN | L4, 6), entry(0, 5))
+    last = bytearray(PAGE)
+    last[-1] = 1
+    data = bytearray(PAGE) + b"\1" * PAGE + last + b"\2" * PAGE + b"\3" * PAGE
+    holes = bytearray(5)
+    holes[4] = 1
+    plain, zero, tables, kept = (room(5) for _ in range(4))
+    counts = loops.sort_pages(entries, data, holes, plain, zero, tables, kept, as_hvm)
+    if as_hvm:
+        assert counts == (3, 2, 0)
+        assert plain[:3] == row(8, 7, 6)
+        assert kept[:3] == row(PAGE, 2 * PAGE, 3 * PAGE)
+    else:
+        assert counts == (1, 2, 2)
+        assert plain[:1] == row(7)
+        assert tables[:2] == row(8, 6)
+        assert kept[:3] == row(2 * PAGE, PAGE, 3 * PAGE)
+    assert zero[:2] == row(9, 5)
+
+
+@BOTH
+def test_copy_pages(loops):
+    data = bytes(range(256)) * 48  # three pages
+    target = ctypes.create_string_buffer(b"\xff" * 2 * PAGE, 2 * PAGE)
+    loops.copy_pages(ctypes.addressof(target), data, row(2 * PAGE, 0))
+    assert target.raw == data[2 * PAGE :] + data[:PAGE]
+    with pytest.raises(ValueError, match="out of range"):
+        loops.copy_pages(ctypes.addressof(target), data, row(2 * PAGE + 1))
+
+
+@BOTH
+def test_page_tables(loops):
+    p2m = row(100, INVALID, 102, INVALID)
+    tables = bytearray(struct.pack("<512Q", 0x8000000000000067, 1 << 12 | 1, 3 << 12 | 1,
+                                   99 << 12, 1 << 12 | 3, 2 << 12 | 1, *[0] * 506))  # fmt: skip
+    out = room(4)
+    assert loops.missing(tables, p2m, out) == 2
+    assert out[:2] == row(1, 3)
+    assert loops.missing(tables, p2m, room(1)) == 1
+    with pytest.raises(ValueError, match="pfn 1, which has no frame"):
+        loops.localise(tables, p2m)
+    before = bytes(tables)
+    assert before[:8] == struct.pack("<Q", 0x8000000000000067)
+    p2m[1], p2m[3] = 101, 2**38
+    loops.localise(tables, p2m)
+    assert struct.unpack_from("<6Q", tables) == (
+        0x8000000000000067 | 100 << 12,
+        101 << 12 | 1,
+        2**50 | 1,
+        99 << 12,
+        101 << 12 | 3,
+        102 << 12 | 1,
+    )
+
+
+@BOTH
+def test_page_tables_that_point_beyond_the_guest(loops):
+    tables = bytearray(struct.pack("<512Q", 4 << 12 | 1, *[0] * 511))
+    with pytest.raises(ValueError, match="points to pfn 4, the last one is 3"):
+        loops.missing(tables, room(4), room(4))
+
+
+@BOTH
+def test_operations(loops):
+    assert loops.operations(16, row(5, 6)) == struct.pack("<QQQQQQ", 16, 5, 0, 16, 6, 0)
+    assert loops.operations(16, row()) == b""
+
+
+@BOTH
+def test_pinned(loops):
+    types = bytearray([PIN | 1, 1, PIN | 4, XALLOC, XTAB, PIN | 1, BROKEN])
+    out = room(2)
+    assert loops.pinned(types, 1, out) == 2
+    assert out == row(0, 5)
+    assert loops.pinned(types, 4, out) == 1
+    with pytest.raises(ValueError, match="too small"):
+        loops.pinned(types, 1, room(1))
+
+
+@BOTH
+def test_buffers_that_are_too_small(loops):
+    with pytest.raises(ValueError, match="too small"):
+        loops.classify(row(1), bytearray(1), 2, bytearray(1))
+    with pytest.raises(ValueError, match="too small"):
+        loops.unpopulated(row(1), row(INVALID), room(0))
+    with pytest.raises(ValueError, match="too small"):
+        loops.gather(row(1), row(0), room(0))
+    with pytest.raises(ValueError, match="too small"):
+        loops.sort_pages(row(1), bytes(PAGE - 1), bytes(1), *[room(1)] * 4, False)
+
+
+entries = st.lists(
+    st.builds(entry, st.sampled_from(KINDS), st.integers(0, 40)), min_size=1, max_size=60
+)
+p2ms = st.lists(st.sampled_from([INVALID, 0, 7, 2**40 - 1]), min_size=41, max_size=41)
+
+
+@settings(max_examples=200, deadline=None)
+@given(entries, p2ms)
+def test_entries_alike(some, frames):
+    found = []
+    for loops in (_native, loops_slow):
+        rows, p2m, out = row(*some), row(*frames), room(len(some))
+        types, kinds = bytearray(41), bytearray(len(some))
+        data = loops.classify(rows, types, 41, kinds)
+        count = loops.unpopulated(rows, p2m, out)
+        found.append((data, types, kinds, count, out[:count], p2m))
+    assert found[0] == found[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 45), st.integers(0, 2**12 - 1)), max_size=80), p2ms)
+def test_tables_alike(cells, frames):
+    values = [pfn << 12 | flags for pfn, flags in cells]
+    found = []
+    for loops in (_native, loops_slow):
+        tables = bytearray(struct.pack("<512Q", *values, *[0] * (512 - len(values))))
+        p2m, out = row(*frames), room(41)
+        try:
+            count = loops.missing(tables, p2m, out)
+            for index, pfn in enumerate(out[:count]):
+                p2m[pfn] = 1000 + index
+            loops.localise(tables, p2m)
+            found.append((bytes(tables), count, out))
+        except ValueError as error:
+            found.append(str(error))
+    assert found[0] == found[1]

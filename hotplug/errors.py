@@ -6,6 +6,7 @@ there is a backend, to ``hotplug-error`` unchanged.
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -62,6 +63,14 @@ class AbandonedError(HotplugError):
 
 class ToolError(HotplugError):
     """A program that we ran failed."""
+
+
+class RestoreError(HotplugError):
+    """A guest cannot be restored; ``number`` is the errno that the toolstack is told."""
+
+    def __init__(self, text: str, number: int = errno.EINVAL) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 class ConfigError(HotplugError):

@@ -1,4 +1,6 @@
-"""What the state of a PV guest's vcpus says about the guest's memory, and the page start_info.
+"""The state of a PV guest's vcpus: what it says of the guest's memory, also with frames for pfns.
+
+And what the page start_info names.
 
 Offsets are those of struct vcpu_guest_context in Xen's public/arch-x86/xen.h and of struct
 start_info in public/xen.h, for 64 and 32 bits.
@@ -8,13 +10,20 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hotplug.restore.pieces import StreamError
 from hotplug.restore.records import CONTEXT_SIZE
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 GDT_ENTRIES_MAX = 7168  # FIRST_RESERVED_GDT_ENTRY
 GDT_PER_FRAME = 512
 GUEST_CR1_VALID = 1  # bit of ctrlreg[1]
+FLAGS = 512  # bytes; where vcpu_guest_context.flags is, for both widths
+ONLINE = 1 << 5  # VGCF_online
+LEVELS = {8: 4, 4: 3}  # of page tables, by width
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +90,41 @@ def root(register: int, width: int) -> int:
     if width == 8:
         return register >> 12
     return (register >> 12 | register << 20) & 0xFFFFFFFF
+
+
+def localised(
+    context: bytes, width: int, frame: Callable[[int, str, int], int], *, start: int | None
+) -> bytes:
+    """A vcpu's state with frames in the place of pfns, and online.
+
+    ``frame`` takes a pfn, what it is, and the level of page table that it has to be, 0 for none.
+    ``start`` is the frame of start_info, for vcpu 0.
+    """
+    layout = LAYOUTS[width]
+    found = frames(context, width)
+    state = bytearray(context)
+
+    def put(at: int, value: int) -> None:
+        layout.number.pack_into(state, at, value)
+
+    put(FLAGS, int(layout.number.unpack_from(state, FLAGS)[0]) | ONLINE)
+    if start is not None:
+        put(layout.start_info, start)
+    for index, pfn in enumerate(found.gdt):
+        put(layout.gdt_frames + width * index, frame(pfn, "a vcpu's GDT", 0))
+    kernel, *user = found.page_tables
+    mfn = frame(kernel, "a vcpu's page table", LEVELS[width])
+    put(layout.ctrlreg + 3 * width, register(mfn, width))
+    for pfn in user:
+        mfn = frame(pfn, "a vcpu's user page table", LEVELS[width])
+        put(layout.ctrlreg + width, register(mfn, width))
+    return bytes(state)
+
+
+def register(mfn: int, width: int) -> int:
+    """The cr3 for a frame, the inverse of ``root``."""
+    if width == 8:
+        return mfn << 12
+    if mfn >> 32:
+        raise StreamError(f"frame {mfn:#x} is beyond what a 32-bit guest can address")
+    return (mfn << 12 | mfn >> 20) & 0xFFFFFFFF

@@ -183,6 +183,10 @@ install: $(VENV)/.requirements  ## command, scripts, units, rules, settings; PRE
 		'sys.path.append("$(LIBRARY)")' 'from hotplug.cli import main' 'sys.exit(main())' \
 		>"$(DESTDIR)$(PREFIX)/bin/xen-hotplug"
 	@chmod 755 "$(DESTDIR)$(PREFIX)/bin/xen-hotplug"
+	@printf '%s\n' '#!$(INTERPRETER) -ISXutf8' 'import sys' \
+		'sys.path.append("$(LIBRARY)")' 'from hotplug.restore.helper import run' 'run(sys.argv)' \
+		>"$(DESTDIR)$(LIBRARY)/libxl-save-helper"
+	@chmod 755 "$(DESTDIR)$(LIBRARY)/libxl-save-helper"
 	@for unit in service socket; do \
 		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' etc/xen-hotplug.$$unit \
 			>"$(DESTDIR)$(UNITDIR)/xen-hotplug.$$unit" || exit 1; \
@@ -191,6 +195,7 @@ install: $(VENV)/.requirements  ## command, scripts, units, rules, settings; PRE
 		install -m 644 etc/xen-hotplug.toml "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml"
 	@echo "The scripts for the toolstack are in $(LIBRARY)/hotplug/client/scripts."
 	@echo "\`xen-hotplug install' puts them in place of the stock ones."
+	@echo "With LIBXL_SAVE_HELPER=$(LIBRARY)/libxl-save-helper in its environment, xl restores by ours."
 
 # Not while copies of ours are in use: without the library they fail where no agent answers, and
 # the command that puts the stock scripts back would be gone. To run it is not make's business:

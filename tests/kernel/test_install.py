@@ -126,6 +126,25 @@ def test_the_libraries_come_along(prefix):
     assert where.startswith(str(library))
 
 
+def test_the_save_helper_hands_on_what_is_not_its_work(prefix, tmp_path):
+    stock = tmp_path / "stock"
+    stock.write_text('#!/bin/sh\necho "$@"\n')
+    stock.chmod(0o755)
+    ours = prefix / "lib/xen-hotplug/libxl-save-helper"
+    words = ("--save-domain", "9", "-1", "7", "0", "136", "0")
+    found = run(ours, *words, XEN_HOTPLUG_STOCK_SAVE_HELPER=str(stock))
+    assert found == (0, " ".join(words) + "\n", "")
+
+
+def test_the_save_helper_has_its_loops_in_c(prefix):
+    launcher = (prefix / "lib/xen-hotplug/libxl-save-helper").read_text().splitlines()
+    code = "\n".join((*launcher[1:-2], "from hotplug.restore.loops import native; print(native)"))
+    status, module, stderr = run(*launcher[0][2:].split(), "-c", code)
+    assert (status, stderr) == (0, "")
+    assert str(prefix) in module
+    assert "_native" in module
+
+
 @pytest.mark.parametrize("copied", [False, True], ids=["in-place", "copied"])
 def test_a_script_does_its_work_where_no_agent_answers(prefix, tmp_path, copied):
     script = prefix / "lib/xen-hotplug/hotplug/client/scripts/block"

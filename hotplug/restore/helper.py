@@ -1,0 +1,197 @@
+"""libxl-save-helper: the program that libxl runs to restore or save a guest's memory.
+
+libxl talks to it over its stdin and stdout (messages.py), and reads on from the same open file
+when it has ended. What is not done here is handed to Xen's own helper, with the same arguments
+and descriptors, before anything was read or said: saving, images with checkpoints, releases of
+Xen that we do not know.
+
+libxl takes a non-zero exit status for a failure whatever was said, and a process that ends before
+the last answer was read as well. It waits for our end before it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import signal
+import struct
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotplug.errors import HotplugError, RestoreError
+from hotplug.restore import messages
+from hotplug.restore.guest import Request, restore
+from hotplug.restore.image import Image
+from hotplug.restore.messages import Level, Number
+from hotplug.restore.xenlibs import UnavailableError, Xen, release
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+STOCK = "XEN_HOTPLUG_STOCK_SAVE_HELPER"  # names Xen's own helper, where it is elsewhere
+HANDED_ON = "XEN_HOTPLUG_HANDED_ON"  # in the environment of what we became: it must not be us again
+PLACES = ("/usr/lib/xen-{}/bin", "/usr/lib/xen/bin", "/usr/libexec/xen/bin")
+NAME = "libxl-save-helper"
+RESTORE_WORDS = 11  # argc
+USAGE = 2  # exit status
+TENTHS = 10  # progress is told so often; each message wakes libxl up, and Xen's own tells none
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``--restore-domain`` and what follows it."""
+
+    fd: int
+    request: Request
+    callbacks: int  # bit N: message N may be sent
+    stream_type: int  # 0: an image without checkpoints
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> Call:
+        fd, _, domid, store, store_domid, console, console_domid, callbacks, kind = (
+            int(word) for word in argv[2:]
+        )
+        low = 0xFFFFFFFF
+        request = Request(
+            domid & low, store & low, store_domid & low, console & low, console_domid & low
+        )
+        return cls(fd, request, callbacks & low, kind & low)
+
+
+class Libxl:
+    """Who started us, at the other end of two pipes."""
+
+    def __init__(self, inward: int, outward: int, callbacks: int) -> None:
+        self._in = inward
+        self._out = outward
+        self._callbacks = callbacks
+        self._tenth = 0  # of the guest's memory that progress was told of
+
+    def say(self, message: bytes) -> None:
+        while message:
+            message = message[os.write(self._out, message) :]
+
+    def answer(self) -> int:
+        """An integer; EOFError if libxl has gone."""
+        data = b""
+        while len(data) < 4:
+            more = os.read(self._in, 4 - len(data))
+            if not more:
+                raise EOFError("libxl has closed its end")
+            data += more
+        return int(struct.unpack("=i", data)[0])
+
+    def log(self, level: Level, text: str, *, number: int | None = None) -> None:
+        self.say(messages.log(level, text, number=number))
+
+    def info(self, text: str) -> None:
+        self.log(Level.INFO, text)
+
+    def progress(self, done: int, total: int) -> None:
+        # libxl divides by the total.
+        tenth = TENTHS * done // total if total else 0
+        if tenth > self._tenth:
+            self._tenth = tenth
+            self.say(messages.progress("restoring memory", done, total))
+
+    def static_data_done(self, *, cpuid_missing: bool, msrs_missing: bool) -> None:
+        if not self._callbacks & 1 << Number.STATIC_DATA_DONE:
+            return
+        self.say(messages.static_data_done(cpuid_missing=cpuid_missing, msrs_missing=msrs_missing))
+        if self.answer():
+            raise RestoreError("the toolstack refuses the image's processor policy")
+
+    def finish(self, store: int, console: int) -> None:
+        self.say(messages.restore_results(store, console) + messages.complete(0, 0))
+        self.answer()
+
+    def fail(self, text: str, number: int) -> None:
+        """Say why, and that it is over."""
+        self.log(Level.ERROR, text, number=number)
+        self.say(messages.restore_results(0, 0) + messages.complete(-1, number or errno.EINVAL))
+        self.answer()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what libxl runs a helper for; the exit status. It may become another program instead."""
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if len(argv) != RESTORE_WORDS or argv[1] != "--restore-domain":
+        stock(argv)
+    try:
+        call = Call.parse(argv)
+    except ValueError:
+        print(f"{argv[0]}: arguments must be numbers: {' '.join(argv[2:])}", file=sys.stderr)
+        return USAGE
+    if call.stream_type:
+        stock(argv)
+    try:
+        xen = Xen()
+        xen.domain(call.request.domid)
+    except (UnavailableError, OSError):
+        stock(argv)
+    return serve(xen, call)
+
+
+def serve(xen: Xen, call: Call) -> int:
+    """The conversation with libxl."""
+    outward = os.dup(1)  # whatever a library prints must not get between our messages
+    os.dup2(2, 1)
+    libxl = Libxl(0, outward, call.callbacks)
+    try:
+        try:
+            results = restore(xen, Image(call.fd, "the image"), call.request, libxl)
+        except HotplugError as error:
+            libxl.fail(str(error), getattr(error, "number", errno.EINVAL))
+        except OSError as error:
+            libxl.fail(error.strerror or str(error), error.errno or errno.EIO)
+        except Exception as error:  # noqa: BLE001 - whatever it is, libxl gets an answer
+            libxl.fail(f"restoring failed: {type(error).__name__}: {error}", errno.EINVAL)
+        else:
+            libxl.finish(*results)
+    except (EOFError, BrokenPipeError):
+        return 1
+    return 0
+
+
+def stock(argv: Sequence[str]) -> NoReturn:
+    """Become Xen's own helper."""
+    problem = "was not found"
+    if HANDED_ON in os.environ:
+        problem = "is this program again"
+    else:
+        with contextlib.suppress(OSError):
+            path = stock_helper()
+            environ = {**os.environ, HANDED_ON: "1"}
+            os.execve(path, [path, *argv[1:]], environ)  # noqa: S606 - its arguments are ours
+    print(f"{argv[0]}: Xen's own {NAME} {problem}; set {STOCK} to its path", file=sys.stderr)
+    raise SystemExit(USAGE)
+
+
+def stock_helper() -> str:
+    """The path of Xen's own helper; OSError if there is none."""
+    named = os.environ.get(STOCK)
+    if named:
+        return named
+    with contextlib.suppress(UnavailableError):
+        for place in PLACES:
+            path = os.path.join(place.format(release()), NAME)
+            for found in (f"{path}.stock", path):
+                if os.access(found, os.X_OK):
+                    return found
+    for path in sorted(glob.glob(f"/usr/lib/xen-*/bin/{NAME}")):
+        return path
+    raise FileNotFoundError(errno.ENOENT, "no such program", NAME)
+
+
+def run(argv: Sequence[str]) -> NoReturn:
+    """The whole program. What the process's end tears down is left to it; no thread is awaited."""
+    os._exit(main(argv))
+
+
+if __name__ == "__main__":
+    run(sys.argv)

@@ -17,7 +17,7 @@ PYTHON = $(or $(shell for python in /usr/bin/python3 python3 python3.14 python3.
 BUILD = build
 VENV = .venv
 SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
-	'(' -type d -o -name '*.py' -o -name '*.c' -o -name meson.build ')' -print) \
+	'(' -type d -o -name '*.py' -o -name '*.[ch]' -o -name meson.build ')' -print) \
 	meson.build meson.options pyproject.toml
 
 # Debian packages. xen-utils stands for the xen-utils-VERSION of the release.
@@ -183,10 +183,7 @@ install: $(VENV)/.requirements  ## command, scripts, units, rules, settings; PRE
 		'sys.path.append("$(LIBRARY)")' 'from hotplug.cli import main' 'sys.exit(main())' \
 		>"$(DESTDIR)$(PREFIX)/bin/xen-hotplug"
 	@chmod 755 "$(DESTDIR)$(PREFIX)/bin/xen-hotplug"
-	@printf '%s\n' '#!$(INTERPRETER) -ISXutf8' 'import sys' \
-		'sys.path.append("$(LIBRARY)")' 'from hotplug.restore.helper import run' 'run(sys.argv)' \
-		>"$(DESTDIR)$(LIBRARY)/libxl-save-helper"
-	@chmod 755 "$(DESTDIR)$(LIBRARY)/libxl-save-helper"
+	@ln -s hotplug/client/libxl-save-helper "$(DESTDIR)$(LIBRARY)/libxl-save-helper"
 	@for unit in service socket; do \
 		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' etc/xen-hotplug.$$unit \
 			>"$(DESTDIR)$(UNITDIR)/xen-hotplug.$$unit" || exit 1; \

@@ -26,6 +26,7 @@ from hotplug.agent.dispatch import DONE, Outcome
 from hotplug.agent.driverdomain import DriverDomain
 from hotplug.agent.logs import Logs
 from hotplug.agent.queues import Job, Queues
+from hotplug.agent.restorer import Restorer
 from hotplug.agent.retries import Retries
 from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
@@ -73,6 +74,7 @@ class Agent:
         self._made_socket = False
         self.driver_domain = DriverDomain(self) if driver_domain else None
         self.udev: UdevHost | None = None
+        self._restorer: Restorer | None = None
 
     # The life of the process
 
@@ -87,6 +89,8 @@ class Agent:
             self.attempt("looking for backends", self.driver_domain.look_at_all)
         self._listen()
         self._follow_udev()
+        if self.driver_domain is None:  # guests are restored elsewhere
+            self._restorer = Restorer(self.config.rundir, self.poll, self.logs)
         notify.ready(f"{__version__}, waiting for devices")
         try:
             return self._loop()
@@ -97,13 +101,16 @@ class Agent:
         watchdog = notify.watchdog_interval()
         next_alive = 0.0
         while self._crashed is None:
-            timeout = self.queues.tick()
+            waits = [self.queues.tick()]
+            if self._restorer is not None:
+                waits.append(self._restorer.tick())
             if watchdog is not None:
                 now = time.monotonic()
                 if now >= next_alive:
                     notify.alive()
                     next_alive = now + watchdog
-                timeout = min(next_alive - now, timeout if timeout is not None else watchdog)
+                waits.append(next_alive - now)
+            timeout = min((wait for wait in waits if wait is not None), default=None)
             for descriptor, events in self.poll.poll(timeout):
                 self._ready(descriptor, events)
             if not self._handle_signals():
@@ -116,6 +123,8 @@ class Agent:
             self.control.accept()
         elif self.udev is not None and descriptor == self.udev.fileno():
             self.udev.take()
+        elif self._restorer is not None and descriptor == self._restorer.fileno():
+            self._restorer.ended()
         elif descriptor == self._wake_end:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_end, 65536)
@@ -147,6 +156,7 @@ class Agent:
     def _drain(self) -> bool:
         notify.stopping()
         self._stop_listening()
+        self._close_restorer()
         if not self.queues.drain(DRAIN):
             left = ", ".join(job.name for job in self.queues.snapshot())
             self.logs.failure("xen-hotplug", f"the agent ends while these still hang: {left}")
@@ -170,7 +180,13 @@ class Agent:
             self.control.close()
         if self.udev is not None:
             self.udev.close()
+        self._close_restorer()
         os.close(self._lock)
+
+    def _close_restorer(self) -> None:
+        if self._restorer is not None:
+            self._restorer.close()
+            self._restorer = None
 
     # Sources
 

@@ -66,8 +66,8 @@ def test_every_module_is_there_and_nothing_else(staged):
     installed = staged / "opt/xen/lib/xen-hotplug/hotplug"
     modules = {name for name in files(TREE / "hotplug") if name.endswith(".py")}
     found = {name for name in files(installed) if "__pycache__" not in name}
-    scripts = {f"client/scripts/{script}" for script in SCRIPTS}
-    assert found == modules | scripts | {"restore/_native.abi3.so"}
+    programs = {f"client/scripts/{script}" for script in SCRIPTS} | {"client/libxl-save-helper"}
+    assert found == modules | programs | {"restore/_native.abi3.so"}
 
 
 def test_the_scripts_can_be_executed_and_are_small(staged):
@@ -137,8 +137,8 @@ def test_the_save_helper_hands_on_what_is_not_its_work(prefix, tmp_path):
 
 
 def test_the_save_helper_has_its_loops_in_c(prefix):
-    launcher = (prefix / "lib/xen-hotplug/libxl-save-helper").read_text().splitlines()
-    code = "\n".join((*launcher[1:-2], "from hotplug.restore.loops import native; print(native)"))
+    launcher = (prefix / "bin/xen-hotplug").read_text().splitlines()
+    code = "\n".join((*launcher[1:3], "from hotplug.restore.loops import native; print(native)"))
     status, module, stderr = run(*launcher[0][2:].split(), "-c", code)
     assert (status, stderr) == (0, "")
     assert str(prefix) in module

@@ -1,0 +1,143 @@
+"""The restore server: keeps processes ready in which everything is loaded that a restore needs.
+
+The agent starts it. To start a Python and to load Xen's libraries takes longer than to restore a
+small guest, so both are done before libxl asks: the server does it once and forks workers
+(worker.py), each for one restore, which wait for libxl-save-helper at a socket.
+
+- It has no threads, for a fork copies only one of them, and locks as they are. So it is a process
+  of its own; the agent has threads.
+- It ends when the agent does, and idle workers end when it does: each sees the end of a connection.
+  A worker at work depends on its client alone, so that the agent can be restarted at any time.
+- The socket gets its name when workers are ready, by rename(2). It is never removed here: another
+  server may have put its own there. Where nobody listens clients start a Python of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotplug.restore import worker
+from hotplug.restore.xenlibs import UnavailableError, Xen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+READY = 2  # workers that wait, while none is at work; then one is enough
+NO_XEN = 3  # exit status: there is no hypervisor, or none that we know
+FAILED = 4  # exit status: workers end before they have anything to do
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A child, and our end of its connection."""
+
+    pid: int
+    socket: socket.socket
+
+
+class Server:
+    """Forks workers as they are needed, until the agent ends."""
+
+    def __init__(self, path: str, agent: socket.socket, connect: Callable[[], Xen]) -> None:
+        self._path = path
+        self._agent = agent  # only its end counts
+        self._connect = connect
+        self._ready: dict[int, Worker] = {}  # by descriptor
+        self._busy: dict[int, Worker] = {}
+        self._listener = listen(f"{path}.new")
+        self._poll = select.poll()
+        self._poll.register(agent, select.POLLIN)
+
+    def run(self) -> int:
+        """Serve; the exit status."""
+        gc.collect()
+        gc.freeze()  # a collection would copy what workers share with us
+        self._fill()
+        os.rename(f"{self._path}.new", self._path)
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._agent.fileno():
+                    return 0
+                if not self._hear(fd):
+                    return FAILED
+
+    def _fill(self) -> None:
+        # To fork takes time that a restore should have.
+        while len(self._ready) < (1 if self._busy else READY):
+            self._fork()
+
+    def _hear(self, fd: int) -> bool:
+        """A worker was taken, or has ended; False if it has without having been taken."""
+        if fd in self._ready and self._ready[fd].socket.recv(1):
+            self._busy[fd] = self._ready.pop(fd)
+        elif fd in self._busy:
+            ended = self._busy.pop(fd)
+            self._poll.unregister(fd)
+            ended.socket.close()
+            os.waitpid(ended.pid, 0)
+        else:
+            return False
+        self._fill()
+        return True
+
+    def _fork(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if not pid:
+            ours.close()
+            self._become_worker(theirs)
+        theirs.close()
+        self._ready[ours.fileno()] = Worker(pid, ours)
+        self._poll.register(ours, select.POLLIN)
+
+    def _become_worker(self, server: socket.socket) -> NoReturn:
+        status = 1
+        try:
+            # The others' connections are to end when the server does.
+            for other in (*self._ready.values(), *self._busy.values()):
+                other.socket.close()
+            self._agent.close()
+            status = worker.run(self._listener, server, self._connect)
+        except BaseException:  # noqa: BLE001 - nothing of the server's shall run here
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+
+def listen(path: str) -> socket.socket:
+    """A socket for root's clients."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = os.umask(0o177)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+    finally:
+        os.umask(mask)
+    listener.listen()
+    listener.setblocking(False)
+    return listener
+
+
+def main(argv: Sequence[str]) -> int:
+    """The path of the socket, and the descriptor of a connection to the agent."""
+    agent = socket.socket(fileno=int(argv[2]))
+    try:
+        Xen().close()
+    except UnavailableError as error:
+        print(f"xen-hotplug: restores start a Python each: {error}", file=sys.stderr)
+        return NO_XEN
+    return Server(argv[1], agent, Xen).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -191,15 +191,15 @@ install: $(VENV)/.requirements  ## command, scripts, units, rules, settings; PRE
 	@[ -e "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml" ] || \
 		install -m 644 etc/xen-hotplug.toml "$(DESTDIR)$(SYSCONFDIR)/xen-hotplug.toml"
 	@echo "The scripts for the toolstack are in $(LIBRARY)/hotplug/client/scripts."
-	@echo "\`xen-hotplug install' puts them in place of the stock ones."
-	@echo "With LIBXL_SAVE_HELPER=$(LIBRARY)/libxl-save-helper in its environment, xl restores by ours."
+	@echo "\`xen-hotplug install' puts them, and libxl-save-helper, in place of the stock ones."
 
 # Not while copies of ours are in use: without the library they fail where no agent answers, and
 # the command that puts the stock scripts back would be gone. To run it is not make's business:
 # it changes the host, and this may be one of several installations.
 .PHONY: uninstall
 uninstall:  ## remove what `make install` put there, but not settings that were changed
-	@used=$$(grep -lsF "$(LIBRARY)" "$(DESTDIR)$(SYSCONFDIR)/xen/scripts/"* | tr '\n' ' '); \
+	@used=$$(grep -lsF "$(LIBRARY)" "$(DESTDIR)$(SYSCONFDIR)/xen/scripts/"* \
+		"$(DESTDIR)"/usr/lib*/xen*/bin/libxl-save-helper | tr '\n' ' '); \
 	if [ -n "$$used" ]; then \
 		echo "Run \`xen-hotplug uninstall' first; still in use: $$used" >&2; exit 1; \
 	fi

@@ -304,7 +304,8 @@ def _installation(commands: argparse._SubParsersAction[argparse.ArgumentParser])
             "put our scripts in place of the stock ones, and start the agent",
             (
                 "Starts the agent, now and whenever the host boots, and puts our scripts in the"
-                " place of the stock ones, which stay beside them as NAME.stock; dpkg is told so."
+                " place of the stock ones, and our libxl-save-helper in that of Xen's. The stock"
+                " ones stay beside them as NAME.stock; dpkg is told so."
                 " Guests may run and start meanwhile. Run it again after an upgrade."
             ),
         ),
@@ -312,7 +313,8 @@ def _installation(commands: argparse._SubParsersAction[argparse.ArgumentParser])
             "uninstall",
             "put the stock scripts back, and stop the agent",
             (
-                "Puts the stock scripts back as they were, removes ours, and stops the agent."
+                "Puts the stock scripts and Xen's libxl-save-helper back as they were, removes"
+                " ours, and stops the agent."
                 " Guests keep running; the stock scripts detach what ours attached."
             ),
         ),
@@ -326,9 +328,10 @@ def _installation(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         command.add_argument(
             "--scripts",
             metavar="DIR",
-            default="/etc/xen/scripts",
-            help="where the toolstack runs scripts from (default: %(default)s)",
+            help="the scripts alone, in this folder; by default those in /etc/xen/scripts, which"
+            " the toolstack runs, and libxl-save-helper",
         )
+        command.add_argument("--no-helper", action="store_true", help="leave libxl-save-helper")
         command.add_argument("--no-unit", action="store_true", help="leave systemd alone")
         command.add_argument("--dry-run", action="store_true", help="only say what would be done")
         command.set_defaults(run="installation", action=name)

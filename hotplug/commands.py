@@ -49,12 +49,16 @@ def our_scripts() -> str:
 
 def installation(arguments: argparse.Namespace) -> int:
     """Put our scripts in place of the stock ones, or take them back."""
-    from hotplug import installation as module  # noqa: PLC0415 - run once in a host's life
+    from hotplug import dropins  # noqa: PLC0415 - run once in a host's life
+    from hotplug import installation as module  # noqa: PLC0415
 
     change = module.install if arguments.action == "install" else module.uninstall
-    folder = os.path.abspath(arguments.scripts)
+    folder = os.path.abspath(arguments.scripts or dropins.FOLDER)
+    ours = our_scripts()
+    helper = os.path.join(os.path.dirname(ours), module.HELPER)
+    helpers = [] if arguments.scripts or arguments.no_helper else module.save_helpers(helper)
     for line in change(
-        folder, our_scripts(), dry_run=arguments.dry_run, unit=not arguments.no_unit
+        folder, ours, helpers, dry_run=arguments.dry_run, unit=not arguments.no_unit
     ):
         print(line)
     return 0

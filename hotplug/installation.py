@@ -1,5 +1,8 @@
 """``xen-hotplug install`` and ``uninstall``: the order of things, the agent's units, the words.
 
+Besides the scripts there is one program that libxl runs, ``libxl-save-helper``, in a folder of each
+release of Xen that is installed. It is treated as they are.
+
 Every change is worked out, and refused where that must be, before the first one is made. Then
 each is made and told, one line each. The agent comes first and goes last, for our scripts are
 slower without it. What is done to one script is in ``dropins.py``.
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import subprocess
 from dataclasses import dataclass
@@ -22,12 +26,20 @@ from hotplug import dropins
 from hotplug.errors import HotplugError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
+
+    Helpers: TypeAlias = Sequence[tuple[str, str]]  # where each belongs, and ours
 
 SYSTEMD = "/run/systemd/system"  # there if systemd is process 1: sd_booted(3)
 XEN = "/dev/xen/xenbus"  # the units' condition
 UNITS = ("xen-hotplug.socket", "xen-hotplug.service")
 NO_STOCK = "there is no stock script of that name"
+HELPER = "libxl-save-helper"
+HELPER_FOLDERS = (  # Debian's, and those of Xen's own Makefile and of other distributions
+    "/usr/lib/xen-*/bin",
+    *(f"/usr/{folder}/xen/bin" for folder in ("lib", "libexec", "local/lib", "local/libexec")),
+)
 PROPERTIES = "LoadState,UnitFileState,ActiveState"
 
 
@@ -38,11 +50,12 @@ class Change:
     what: str
     state: str  # what it is afterwards
     make: Callable[[], object]
-    stock: str = ""  # where the stock script is then
+    stock: str = ""  # where the stock one is then
+    noun: str = "script"
 
     def line(self, *, dry_run: bool) -> str:
         now, is_ = ("would be", "would be") if dry_run else ("now", "is")
-        where = f"; the stock script {is_} {self.stock}" if self.stock else ""
+        where = f"; the stock {self.noun} {is_} {self.stock}" if self.stock else ""
         return f"{self.what}: {now} {self.state}{where}"
 
 
@@ -55,10 +68,14 @@ class Units:
     active: int
 
 
-def install(folder: str, ours: str, *, dry_run: bool = False, unit: bool = True) -> Iterator[str]:
+def install(
+    folder: str, ours: str, helpers: Helpers = (), *, dry_run: bool = False, unit: bool = True
+) -> Iterator[str]:
     """Put the scripts of the folder ``ours`` in place; the lines that tell what changed."""
     with locked(folder, dry_run=dry_run):
         scripts = script_changes(folder, ours)
+        for path, source in helpers:
+            scripts += helper_changes(path, source)
         agent, remark = agent_changes() if unit else ([], "")
         yield from perform([*agent, *scripts], dry_run=dry_run)
         if remark:
@@ -67,10 +84,14 @@ def install(folder: str, ours: str, *, dry_run: bool = False, unit: bool = True)
             yield "already installed"
 
 
-def uninstall(folder: str, ours: str, *, dry_run: bool = False, unit: bool = True) -> Iterator[str]:
+def uninstall(
+    folder: str, ours: str, helpers: Helpers = (), *, dry_run: bool = False, unit: bool = True
+) -> Iterator[str]:
     """Put the stock scripts back; the lines that tell what changed."""
     with locked(folder, dry_run=dry_run):
         changes = stock_changes(folder, ours)
+        for path, source in helpers:
+            changes += stock_helper_changes(path, source)
         if unit and os.path.isdir(SYSTEMD):
             changes += stop_changes(find_units())
         yield from perform(changes, dry_run=dry_run)
@@ -127,6 +148,47 @@ def script_changes(folder: str, ours: str) -> list[Change]:
             stock = f"{place.name}.stock" if place.has_stock else ""
             changes.append(Change(place.path, our_state(place, dpkg), make, stock))
     return changes
+
+
+# The program for guests' memory.
+
+
+def save_helpers(source: str) -> list[tuple[str, str]]:
+    """Wherever Xen has one, or had one before; with ours, which is put there."""
+    found = {}
+    for pattern in HELPER_FOLDERS:
+        for folder in sorted(glob.glob(pattern)):
+            path = os.path.join(os.path.realpath(folder), HELPER)
+            if os.path.lexists(path) or os.path.lexists(f"{path}.stock"):
+                found[path] = source
+    return list(found.items())
+
+
+def look_at_helper(
+    path: str, source: str, *, installing: bool
+) -> tuple[dropins.Place, dropins.Dpkg]:
+    dpkg = dropins.find_dpkg(os.path.dirname(path))
+    place = dropins.look(path, source, dpkg)
+    dropins.refuse(place, dpkg, installing=installing)
+    return place, dpkg
+
+
+def helper_changes(path: str, source: str) -> list[Change]:
+    """What is to be done so that ours is in place."""
+    place, dpkg = look_at_helper(path, source, installing=True)
+    if dropins.is_installed(place, dpkg) or not place.has_stock:
+        return []
+    make = partial(dropins.put, place, source, dpkg)
+    return [Change(path, our_state(place, dpkg), make, f"{place.name}.stock", "program")]
+
+
+def stock_helper_changes(path: str, source: str) -> list[Change]:
+    """What is to be done so that Xen's own is in place."""
+    place, _ = look_at_helper(path, source, installing=False)
+    if dropins.is_stock(place):
+        return []
+    state = "the stock program" if place.has_stock else "gone; there is no stock program"
+    return [Change(path, state, partial(dropins.take_back, place))]
 
 
 def our_state(place: dropins.Place, dpkg: dropins.Dpkg) -> str:

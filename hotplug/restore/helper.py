@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 STOCK = "XEN_HOTPLUG_STOCK_SAVE_HELPER"  # names Xen's own helper, where it is elsewhere
 HANDED_ON = "XEN_HOTPLUG_HANDED_ON"  # in the environment of what we became: it must not be us again
-PLACES = ("/usr/lib/xen-{}/bin", "/usr/lib/xen/bin", "/usr/libexec/xen/bin")
+PLACES = (  # as in installation.py
+    "/usr/lib/xen-{}/bin",
+    *(f"/usr/{folder}/xen/bin" for folder in ("lib", "libexec", "local/lib", "local/libexec")),
+)
 NAME = "libxl-save-helper"
 RESTORE_WORDS = 11  # argc
 USAGE = 2  # exit status
@@ -165,26 +168,26 @@ def stock(argv: Sequence[str]) -> NoReturn:
         problem = "is this program again"
     else:
         with contextlib.suppress(OSError):
-            path = stock_helper()
+            path = stock_helper(argv[0])
             environ = {**os.environ, HANDED_ON: "1"}
             os.execve(path, [path, *argv[1:]], environ)  # noqa: S606 - its arguments are ours
     print(f"{argv[0]}: Xen's own {NAME} {problem}; set {STOCK} to its path", file=sys.stderr)
     raise SystemExit(USAGE)
 
 
-def stock_helper() -> str:
-    """The path of Xen's own helper; OSError if there is none."""
+def stock_helper(name: str) -> str:
+    """The path of Xen's own helper, ours being ``name``; OSError if there is none."""
     named = os.environ.get(STOCK)
     if named:
         return named
+    paths = [name] if "/" in name else []  # beside ours, if ours is in its place
     with contextlib.suppress(UnavailableError):
-        for place in PLACES:
-            path = os.path.join(place.format(release()), NAME)
-            for found in (f"{path}.stock", path):
-                if os.access(found, os.X_OK):
-                    return found
-    for path in sorted(glob.glob(f"/usr/lib/xen-*/bin/{NAME}")):
-        return path
+        paths += [os.path.join(place.format(release()), NAME) for place in PLACES]
+    paths += sorted(glob.glob(f"/usr/lib/xen-*/bin/{NAME}"))
+    for path in paths:
+        for found in (f"{path}.stock", path):
+            if found != name and os.access(found, os.X_OK):
+                return found
     raise FileNotFoundError(errno.ENOENT, "no such program", NAME)
 
 

@@ -433,6 +433,128 @@ def test_every_script_of_ours_is_known():
     assert [path.name for path in folder.iterdir() if not dropins.is_ours(str(path))] == []
 
 
+# The program for guests' memory.
+
+
+class Release(System):
+    """A release of Xen: its folder is one with programs, and ours is another program."""
+
+    def __init__(self, base, *, dpkg):
+        super().__init__(base, dpkg=dpkg)
+        self.helper = base / "lib/xen-4.17/bin/libxl-save-helper"
+        self.source = base / "libxl-save-helper"
+        shutil.copy(Path(commands.our_scripts()).with_name("libxl-save-helper"), self.source)
+        self.release(1)
+
+    def release(self, version):
+        """A package of Xen's programs, which are no configuration files."""
+        root = self.base / f"xen-{version}" if self.dpkg else Path("/")
+        folder = root / self.helper.parent.relative_to("/")
+        folder.mkdir(parents=True)
+        (folder / "libxl-save-helper").write_bytes(b"\x7fELF of version %d" % version)
+        (folder / "libxl-save-helper").chmod(0o755)
+        (folder / "other").touch()
+        if self.dpkg:
+            control = root / "DEBIAN/control"
+            control.parent.mkdir()
+            control.write_text(CONTROL.format(version=version).replace("stock-scripts", "xen"))
+            run("dpkg-deb", "-Zgzip", "--root-owner-group", "--build", root, f"{root}.deb")
+            run("dpkg", "--install", f"{root}.deb")
+
+    def change(self, function, **options):
+        helpers = [(str(self.helper), str(self.source))]
+        lines = function(str(self.folder), str(self.ours), helpers, **{"unit": False, **options})
+        return [line for line in lines if "libxl-save-helper" in line]
+
+    def programs(self):
+        return {path.name: description(path) for path in self.helper.parent.iterdir()}
+
+
+@pytest.fixture(params=["dpkg", "plain"])
+def xen(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    if request.param == "dpkg":
+        monkeypatch.setenv("DPKG_ADMINDIR", str(tmp_path / "dpkg"))
+        return Release(tmp_path, dpkg=True)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return Release(tmp_path, dpkg=False)
+
+
+def test_the_save_helper_there_and_back(xen):
+    before = xen.programs()
+    line = f"{xen.helper}: would be ours; the stock program would be libxl-save-helper.stock"
+    assert xen.install(dry_run=True) == [line]
+    assert xen.programs() == before
+    assert xen.install() == [line.replace("would be", "now", 1).replace("would be", "is")]
+    assert xen.helper.read_bytes() == xen.source.read_bytes()
+    assert os.access(xen.helper, os.X_OK)
+    assert Path(f"{xen.helper}.stock").read_bytes() == b"\x7fELF of version 1"
+    after = xen.programs()
+    assert xen.install() == []
+    assert xen.programs() == after
+    assert xen.uninstall() == [f"{xen.helper}: now the stock program"]
+    assert xen.programs() == before
+    assert xen.diversions() == []
+    assert xen.uninstall() == []
+
+
+def test_the_save_helper_is_upgraded_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPKG_ADMINDIR", str(tmp_path / "dpkg"))
+    xen = Release(tmp_path, dpkg=True)
+    xen.install()
+    xen.release(2)
+    assert xen.helper.read_bytes() == xen.source.read_bytes()
+    xen.uninstall()
+    assert xen.helper.read_bytes() == b"\x7fELF of version 2"
+    assert {path.name for path in xen.helper.parent.iterdir()} == {"libxl-save-helper", "other"}
+    assert run("dpkg", "--verify") == ""
+
+
+def test_the_save_helper_is_killed_at_every_step(xen):
+    before = xen.programs()
+    programs = {xen.helper.read_bytes(), xen.source.read_bytes()}
+    for killed in ("install", "uninstall"):
+        step = 0
+        while True:
+            if killed == "uninstall":
+                xen.install()
+            if not killed_at(step, getattr(xen, killed)):
+                break
+            assert xen.helper.read_bytes() in programs
+            assert os.access(xen.helper, os.X_OK)
+            xen.uninstall()
+            assert xen.programs() == before
+            step += 1
+        xen.uninstall()
+        assert step > 4  # deeds
+
+
+def test_a_release_that_was_purged(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPKG_ADMINDIR", str(tmp_path / "dpkg"))
+    xen = Release(tmp_path, dpkg=True)
+    xen.install()
+    run("dpkg", "--purge", "xen")
+    assert xen.uninstall() == [f"{xen.helper}: now gone; there is no stock program"]
+    assert list(xen.helper.parent.iterdir()) == []
+    assert xen.diversions() == []
+
+
+def test_where_xen_has_its_save_helper(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        installation, "HELPER_FOLDERS", (f"{tmp_path}/xen-*/bin", f"{tmp_path}/lib/xen/bin")
+    )
+    for release in ("xen-4.14/bin", "xen-4.17/bin", "xen-common/bin"):
+        (tmp_path / release).mkdir(parents=True)
+    (tmp_path / "xen-4.14/bin/libxl-save-helper.stock").touch()
+    (tmp_path / "xen-4.17/bin/libxl-save-helper").touch()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/xen").symlink_to(tmp_path / "xen-4.17")
+    assert installation.save_helpers("/ours") == [
+        (f"{tmp_path}/xen-4.14/bin/libxl-save-helper", "/ours"),
+        (f"{tmp_path}/xen-4.17/bin/libxl-save-helper", "/ours"),
+    ]
+
+
 # The agent.
 
 SYSTEMCTL = """\

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fakes_xen import FakeXen
@@ -270,3 +271,23 @@ def test_arguments_that_are_no_numbers(tmp_path, stock):
     with (tmp_path / "image").open("w+b", buffering=0) as stream:
         done = run(words, stock, stream)
     assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_where_xens_own_helper_is(tmp_path, monkeypatch):
+    monkeypatch.delenv(helper.STOCK, raising=False)
+    monkeypatch.setattr(helper, "release", lambda: "4.17")
+    monkeypatch.setattr(helper, "PLACES", (f"{tmp_path}/xen-{{}}/bin", f"{tmp_path}/xen/bin"))
+    monkeypatch.setattr(helper.glob, "glob", lambda _: [])
+    for folder in ("xen-4.17/bin", "xen/bin", "ours"):
+        (tmp_path / folder).mkdir(parents=True)
+    ours = str(tmp_path / "ours/libxl-save-helper")
+    own = tmp_path / "xen-4.17/bin/libxl-save-helper"
+
+    with pytest.raises(FileNotFoundError):
+        helper.stock_helper(ours)
+    for path in (tmp_path / "xen/bin/libxl-save-helper", own, Path(f"{own}.stock")):
+        path.touch(0o755)
+        assert helper.stock_helper(ours) == str(path)
+        assert helper.stock_helper("libxl-save-helper") == str(path)
+    # Ours is in the place of Xen's own, perhaps of another release than the running one's.
+    assert helper.stock_helper(str(own)) == f"{own}.stock"

@@ -13,11 +13,14 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PAGE 4096
 #define ENTRIES (PAGE / 8) /* of a page table */
+#define EXTENT 512         /* pages of a superpage */
 #define INVALID UINT64_MAX /* in a p2m: no frame */
 #define PFN_MASK ((UINT64_C(1) << 52) - 1)
 #define FRAME_MASK UINT64_C(0x000ffffffffff000)
@@ -165,14 +168,15 @@ without_p2m:
 	return result;
 }
 
-/* scatter(target, indices, values): target[indices[i]] = values[i]. */
+/* scatter(target, indices, values, row): target[indices[i] + k] = values[i] + k for each k < row. */
 static PyObject *scatter(PyObject *self, PyObject *arguments)
 {
 	PyObject *target_object, *indices_object, *values_object, *result = NULL;
 	struct words target, indices, values;
+	unsigned row;
 
 	(void)self;
-	if (!PyArg_ParseTuple(arguments, "OOO", &target_object, &indices_object, &values_object))
+	if (!PyArg_ParseTuple(arguments, "OOOI", &target_object, &indices_object, &values_object, &row))
 		return NULL;
 	if (!take_words(target_object, &target, 1))
 		return NULL;
@@ -181,12 +185,13 @@ static PyObject *scatter(PyObject *self, PyObject *arguments)
 	if (!take_words(values_object, &values, 0))
 		goto without_values;
 	for (size_t i = 0; i < indices.count; i++)
-		if (indices.at[i] >= target.count || i >= values.count) {
+		if (row > target.count || indices.at[i] > target.count - row || i >= values.count) {
 			PyErr_SetString(PyExc_ValueError, "an index is out of range");
 			goto end;
 		}
 	for (size_t i = 0; i < indices.count; i++)
-		target.at[indices.at[i]] = values.at[i];
+		for (unsigned k = 0; k < row; k++)
+			target.at[indices.at[i] + k] = values.at[i] + k;
 	result = Py_NewRef(Py_None);
 end:
 	PyBuffer_Release(&values.view);
@@ -197,71 +202,200 @@ without_indices:
 	return result;
 }
 
-/* sort_pages(entries, data, holes, plain, zero, tables, kept, as_hvm): which pages have what.
- *
- * entries: words {type << 60 | pfn}, each with a page of data; data: their pages; holes: a byte for
- * each, not 0 if it is known to be zero and is not in data; as_hvm: tables are plain data. Fills
- * words with the pfns of plain pages that are not zero, of pages that are zero, and of page tables;
- * kept: the offset in data of each plain page, then of each table. Each has room for as many words
- * as there are entries. Returns the three counts. */
-static PyObject *sort_pages(PyObject *self, PyObject *arguments)
+static int is_extent(const struct words *pfns, size_t at)
 {
-	PyObject *objects[5], *data_object, *holes_object, *result = NULL;
-	struct words words[5]; /* entries, plain, zero, tables, kept */
-	Py_buffer data, holes;
-	size_t plain = 0, zero = 0, tables = 0;
-	int taken = 0, as_hvm, fits;
+	if (pfns->at[at] % EXTENT || pfns->count - at < EXTENT)
+		return 0;
+	for (size_t k = 1; k < EXTENT; k++)
+		if (pfns->at[at + k] != pfns->at[at] + k)
+			return 0;
+	return 1;
+}
+
+/* superpages(pfns, heads, rest): rows of pfns that are whole superpages, and the other pfns.
+ *
+ * heads: filled with the first pfn of each row; rest: with the others. They have room for as many
+ * words as there are pfns. Returns the two counts. */
+static PyObject *superpages(PyObject *self, PyObject *arguments)
+{
+	PyObject *objects[3], *result = NULL;
+	struct words words[3]; /* pfns, heads, rest */
+	size_t heads = 0, rest = 0;
+	int taken = 0;
 
 	(void)self;
-	if (!PyArg_ParseTuple(arguments, "OOOOOOOp", &objects[0], &data_object, &holes_object,
-			      &objects[1], &objects[2], &objects[3], &objects[4], &as_hvm))
+	if (!PyArg_ParseTuple(arguments, "OOO", &objects[0], &objects[1], &objects[2]))
+		return NULL;
+	for (; taken < 3; taken++)
+		if (!take_words(objects[taken], &words[taken], taken > 0))
+			goto end;
+	if (words[1].count < words[0].count || words[2].count < words[0].count) {
+		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+		goto end;
+	}
+	for (size_t i = 0; i < words[0].count;) {
+		if (is_extent(&words[0], i)) {
+			words[1].at[heads++] = words[0].at[i];
+			i += EXTENT;
+		} else
+			words[2].at[rest++] = words[0].at[i++];
+	}
+	result = Py_BuildValue("nn", (Py_ssize_t)heads, (Py_ssize_t)rest);
+end:
+	while (taken--)
+		PyBuffer_Release(&words[taken].view);
+	return result;
+}
+
+/* find_zeros(data, zeros): which pages are zero.
+ *
+ * data: pages; zeros: a byte for each, set to 1 if the page is zero, else left. */
+static PyObject *find_zeros(PyObject *self, PyObject *arguments)
+{
+	PyObject *data_object, *zeros_object, *result = NULL;
+	Py_buffer data, zeros;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OO", &data_object, &zeros_object))
 		return NULL;
 	if (PyObject_GetBuffer(data_object, &data, PyBUF_SIMPLE) < 0)
 		return NULL;
-	if (PyObject_GetBuffer(holes_object, &holes, PyBUF_SIMPLE) < 0)
-		goto without_holes;
-	for (; taken < 5; taken++)
-		if (!take_words(objects[taken], &words[taken], taken > 0))
-			goto end;
-	fits = (size_t)data.len >= words[0].count * PAGE && (uintptr_t)data.buf % 8 == 0 &&
-	       (size_t)holes.len >= words[0].count;
-	for (int i = 1; i < 5; i++)
-		fits = fits && words[i].count >= words[0].count;
-	if (!fits) {
+	if (PyObject_GetBuffer(zeros_object, &zeros, PyBUF_WRITABLE) < 0)
+		goto without_zeros;
+	if (data.len / PAGE < zeros.len || (uintptr_t)data.buf % 8) {
 		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
 		goto end;
 	}
 	Py_BEGIN_ALLOW_THREADS
-	for (size_t i = 0; i < words[0].count; i++) {
-		uint64_t pfn = words[0].at[i] & PFN_MASK;
-		int table = !as_hvm && is_table((unsigned)(words[0].at[i] >> 60));
-
-		if (((const uint8_t *)holes.buf)[i])
-			words[2].at[zero++] = pfn;
-		else if (table)
-			words[3].at[tables++] = pfn;
-		else if (is_zero((const uint8_t *)data.buf + i * PAGE))
-			words[2].at[zero++] = pfn;
-		else {
-			words[1].at[plain] = pfn;
-			words[4].at[plain++] = i * PAGE;
-		}
-	}
-	for (size_t i = 0, n = plain; tables && i < words[0].count; i++)
-		if (is_table((unsigned)(words[0].at[i] >> 60)) && !((const uint8_t *)holes.buf)[i])
-			words[4].at[n++] = i * PAGE;
+	for (Py_ssize_t i = 0; i < zeros.len; i++)
+		if (is_zero((const uint8_t *)data.buf + i * PAGE))
+			((uint8_t *)zeros.buf)[i] = 1;
 	Py_END_ALLOW_THREADS
-	result = Py_BuildValue("nnn", (Py_ssize_t)plain, (Py_ssize_t)zero, (Py_ssize_t)tables);
+	result = Py_NewRef(Py_None);
 end:
-	while (taken--)
-		PyBuffer_Release(&words[taken].view);
-	PyBuffer_Release(&holes);
-without_holes:
+	PyBuffer_Release(&zeros);
+without_zeros:
 	PyBuffer_Release(&data);
 	return result;
 }
 
-/* copy_pages(address, data, offsets): pages of data, one after the other to an address. */
+/* place_pages(entries, zeros, base, as_hvm, plain, zero, tables, places): which pages have what.
+ *
+ * entries: words {type << 60 | pfn}; zeros: a byte for each of those that have a page of data, not 0
+ * if that is zero; base: where the first of these pages is; as_hvm: tables are plain data. Fills
+ * words with the pfns of plain pages that are not zero, of pages that are to be zero, and of page
+ * tables; places: where each plain page is, then each table. Each has room for as many words as
+ * there are entries. Returns the three counts. */
+static PyObject *place_pages(PyObject *self, PyObject *arguments)
+{
+	PyObject *objects[5], *zeros_object, *result = NULL;
+	struct words words[5]; /* entries, plain, zero, tables, places */
+	unsigned long long base;
+	Py_buffer zeros;
+	size_t page = 0, plain = 0, zero = 0, tables = 0;
+	int taken = 0, as_hvm;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOKpOOOO", &objects[0], &zeros_object, &base, &as_hvm,
+			      &objects[1], &objects[2], &objects[3], &objects[4]))
+		return NULL;
+	if (PyObject_GetBuffer(zeros_object, &zeros, PyBUF_SIMPLE) < 0)
+		return NULL;
+	for (; taken < 5; taken++)
+		if (!take_words(objects[taken], &words[taken], taken > 0))
+			goto end;
+	for (size_t i = 0; i < words[0].count; i++)
+		page += words[0].at[i] >> 60 < BROKEN;
+	for (int i = 1; i < 5; i++)
+		if (words[i].count < words[0].count || page > (size_t)zeros.len) {
+			PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+			goto end;
+		}
+	/* A table's place is noted from the end on, in the room of the entries that are none. */
+	page = 0;
+	for (size_t i = 0; i < words[0].count; i++) {
+		unsigned type = (unsigned)(words[0].at[i] >> 60);
+		uint64_t pfn = words[0].at[i] & PFN_MASK;
+
+		if (type == XALLOC)
+			words[2].at[zero++] = pfn;
+		if (type >= BROKEN)
+			continue;
+		if (((const uint8_t *)zeros.buf)[page])
+			words[2].at[zero++] = pfn;
+		else if (!as_hvm && is_table(type)) {
+			words[3].at[tables++] = pfn;
+			words[4].at[words[0].count - tables] = base + page * PAGE;
+		} else {
+			words[1].at[plain] = pfn;
+			words[4].at[plain++] = base + page * PAGE;
+		}
+		page++;
+	}
+	for (size_t low = words[0].count - tables, high = words[0].count; low + 1 < high; low++) {
+		uint64_t last = words[4].at[--high];
+
+		words[4].at[high] = words[4].at[low];
+		words[4].at[low] = last;
+	}
+	memmove(words[4].at + plain, words[4].at + words[0].count - tables, tables * 8);
+	result = Py_BuildValue("nnn", (Py_ssize_t)plain, (Py_ssize_t)zero, (Py_ssize_t)tables);
+end:
+	while (taken--)
+		PyBuffer_Release(&words[taken].view);
+	PyBuffer_Release(&zeros);
+	return result;
+}
+
+/* Bytes at an offset of a file, all of them; an error number. */
+static int read_all(int fd, uint8_t *to, size_t size, uint64_t offset)
+{
+	while (size) {
+		ssize_t done = pread(fd, to, size, (off_t)offset);
+
+		if (done < 0 && errno != EINTR)
+			return errno;
+		if (done == 0)
+			return ENODATA; /* it was longer a moment ago */
+		if (done > 0) {
+			to += done;
+			size -= (size_t)done;
+			offset += (uint64_t)done;
+		}
+	}
+	return 0;
+}
+
+/* read_pages(fd, address, places): pages at offsets of a file, one after the other to an address. */
+static PyObject *read_pages(PyObject *self, PyObject *arguments)
+{
+	PyObject *places_object;
+	unsigned long long address;
+	struct words places;
+	int fd, error = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "iKO", &fd, &address, &places_object))
+		return NULL;
+	if (!take_words(places_object, &places, 0))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	for (size_t i = 0, row; i < places.count && !error; i += row) {
+		for (row = 1; i + row < places.count; row++)
+			if (places.at[i + row] != places.at[i] + row * PAGE)
+				break;
+		error = read_all(fd, (uint8_t *)(uintptr_t)address + i * PAGE, row * PAGE, places.at[i]);
+	}
+	Py_END_ALLOW_THREADS
+	PyBuffer_Release(&places.view);
+	if (error) {
+		errno = error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	return Py_NewRef(Py_None);
+}
+
+/* copy_pages(address, data, places): pages of data, one after the other to an address. */
 static PyObject *copy_pages(PyObject *self, PyObject *arguments)
 {
 	PyObject *data_object, *offsets_object, *result = NULL;
@@ -479,7 +613,10 @@ static PyMethodDef functions[] = {
 	{"unpopulated", unpopulated, METH_VARARGS, NULL},
 	{"scatter", scatter, METH_VARARGS, NULL},
 	{"gather", gather, METH_VARARGS, NULL},
-	{"sort_pages", sort_pages, METH_VARARGS, NULL},
+	{"superpages", superpages, METH_VARARGS, NULL},
+	{"find_zeros", find_zeros, METH_VARARGS, NULL},
+	{"place_pages", place_pages, METH_VARARGS, NULL},
+	{"read_pages", read_pages, METH_VARARGS, NULL},
 	{"copy_pages", copy_pages, METH_VARARGS, NULL},
 	{"missing", missing, METH_VARARGS, NULL},
 	{"localise", localise, METH_VARARGS, NULL},

@@ -69,7 +69,6 @@ class Player:
         for piece in reader:
             if isinstance(piece, Batch):
                 self._pages(piece)
-                reader.done(piece)
             elif isinstance(piece, LibxcHeader):
                 self._refuse_other(piece)
             elif isinstance(piece, StaticDataInferred):
@@ -119,8 +118,8 @@ def restore(xen: Xen, image: Image, request: Request, toolstack: Toolstack) -> R
     """Restore the guest whose image comes next. HotplugError, or OSError from Xen."""
     domain = xen.domain(request.domid)
     player = Player(xen, domain, request, toolstack)
-    with Reader(image) as reader:
-        player.play(reader)
+    reader = Reader(image)
+    player.play(reader)
     store, console = player.guest.finish(reader.types)
     xen.seed_grants(
         request.domid,

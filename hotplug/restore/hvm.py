@@ -51,7 +51,8 @@ class HvmGuest:
 
     def batch(self, batch: Batch) -> None:
         """Pages: give them frames, clear those that are zero, copy the others."""
-        self.memory.take(batch)
+        for pages, _ in self.memory.take(batch):
+            self.memory.put(pages)
 
     def finish(self, types: bytearray) -> Results:  # noqa: ARG002 - as PvGuest's
         """Everything after the last record."""

@@ -6,18 +6,18 @@ Same names, arguments, results and errors, held to the same tests; _native.c say
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import struct
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from array import array
+from array import array
 
 PAGE = 4096
+EXTENT = 512  # pages of a superpage
 INVALID = (1 << 64) - 1
 PFN_MASK = (1 << 52) - 1
 FRAME_MASK = 0x000FFFFFFFFFF000
 PRESENT = 1
-PIN, BROKEN, XTAB = 8, 13, 15
+PIN, BROKEN, XALLOC, XTAB = 8, 13, 14, 15
 RESERVED = range(5, 9)
 ZERO = bytes(PAGE)
 
@@ -58,11 +58,30 @@ def unpopulated(entries: array[int], p2m: array[int], out: array[int]) -> int:
     return count
 
 
-def scatter(target: array[int], indices: array[int], values: array[int]) -> None:
-    if len(values) < len(indices) or any(index >= len(target) for index in indices):
+def scatter(target: array[int], indices: array[int], values: array[int], row: int) -> None:
+    if len(values) < len(indices) or any(index + row > len(target) for index in indices):
         raise ValueError("an index is out of range")
     for index, value in zip(indices, values, strict=False):
-        target[index] = value
+        target[index : index + row] = array("Q", range(value, value + row))
+
+
+def superpages(pfns: array[int], heads: array[int], rest: array[int]) -> tuple[int, int]:
+    if min(len(heads), len(rest)) < len(pfns):
+        raise ValueError("a buffer is too small")
+    found, others = 0, 0
+    at = 0
+    while at < len(pfns):
+        first = pfns[at]
+        row = pfns[at : at + EXTENT]
+        if first % EXTENT == 0 and row == array("Q", range(first, first + EXTENT)):
+            heads[found] = first
+            found += 1
+            at += EXTENT
+        else:
+            rest[others] = first
+            others += 1
+            at += 1
+    return found, others
 
 
 def gather(table: array[int], indices: array[int], out: array[int]) -> None:
@@ -74,43 +93,68 @@ def gather(table: array[int], indices: array[int], out: array[int]) -> None:
         out[place] = table[index]
 
 
-def sort_pages(
+def find_zeros(data: memoryview, zeros: bytearray | memoryview) -> None:
+    if len(data) // PAGE < len(zeros):
+        raise ValueError("a buffer is too small")
+    for index in range(len(zeros)):
+        if data[index * PAGE : (index + 1) * PAGE] == ZERO:
+            zeros[index] = 1
+
+
+def place_pages(
     entries: array[int],
-    data: memoryview,
-    holes: bytearray,
+    zeros: bytearray,
+    base: int,
+    as_hvm: bool,  # noqa: FBT001 - as the one in C
     plain: array[int],
     zero: array[int],
     tables: array[int],
-    kept: array[int],
-    as_hvm: bool,  # noqa: FBT001 - as the one in C
+    places: array[int],
 ) -> tuple[int, int, int]:
-    rows = (plain, zero, tables, kept)
-    sizes = (len(data) // PAGE, len(holes), *map(len, rows))
-    if min(sizes) < len(entries):
+    with_data = sum(entry >> 60 < BROKEN for entry in entries)
+    if min(map(len, (plain, zero, tables, places))) < len(entries) or len(zeros) < with_data:
         raise ValueError("a buffer is too small")
-    plains, zeros, tabled = [], [], []
-    for index, entry in enumerate(entries):
-        if holes[index]:
-            zeros.append(index)
-        elif not as_hvm and is_table(entry >> 60):
-            tabled.append(index)
-        elif data[index * PAGE : (index + 1) * PAGE] == ZERO:
-            zeros.append(index)
+    found: tuple[list[int], list[int], list[int]] = ([], [], [])
+    plain_places, table_places = [], []
+    page = -1
+    for entry in entries:
+        kind, pfn = entry >> 60, entry & PFN_MASK
+        if kind == XALLOC:
+            found[1].append(pfn)
+        if kind >= BROKEN:
+            continue
+        page += 1
+        if zeros[page]:
+            found[1].append(pfn)
+        elif not as_hvm and is_table(kind):
+            found[2].append(pfn)
+            table_places.append(base + page * PAGE)
         else:
-            plains.append(index)
-    for row, indices in ((plain, plains), (zero, zeros), (tables, tabled)):
-        for place, index in enumerate(indices):
-            row[place] = entries[index] & PFN_MASK
-    for place, index in enumerate((*plains, *tabled)):
-        kept[place] = index * PAGE
-    return len(plains), len(zeros), len(tabled)
+            found[0].append(pfn)
+            plain_places.append(base + page * PAGE)
+    for row, pfns in zip((plain, zero, tables), found, strict=True):
+        row[: len(pfns)] = array("Q", pfns)
+    both = array("Q", plain_places + table_places)
+    places[: len(both)] = both
+    return len(found[0]), len(found[1]), len(found[2])
 
 
-def copy_pages(address: int, data: memoryview, offsets: array[int]) -> None:
-    if any(offset + PAGE > len(data) for offset in offsets):
+def read_pages(fd: int, address: int, places: array[int]) -> None:
+    for index, place in enumerate(places):
+        page = (ctypes.c_char * PAGE).from_address(address + index * PAGE)
+        done = 0
+        while done < PAGE:
+            more = os.preadv(fd, [memoryview(page)[done:]], place + done)
+            if not more:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+            done += more
+
+
+def copy_pages(address: int, data: memoryview, places: array[int]) -> None:
+    if any(place + PAGE > len(data) for place in places):
         raise ValueError("an offset is out of range")
-    for place, offset in enumerate(offsets):
-        ctypes.memmove(address + place * PAGE, bytes(data[offset : offset + PAGE]), PAGE)
+    for index, place in enumerate(places):
+        ctypes.memmove(address + index * PAGE, bytes(data[place : place + PAGE]), PAGE)
 
 
 def missing(tables: bytearray, p2m: array[int], out: array[int]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import RestoreError
@@ -18,7 +19,9 @@ from hotplug.restore.pages import PFN_MASK, POPULATED, TYPE_SHIFT
 from hotplug.restore.xenlibs import words
 
 if TYPE_CHECKING:
-    from hotplug.restore.reading import Batch
+    from collections.abc import Iterator
+
+    from hotplug.restore.reading import Batch, Part, Source
     from hotplug.restore.xenlibs import Domain, Window, Xen
 
 PAGE = 4096
@@ -31,6 +34,44 @@ WINDOW = 4096  # pages that are mapped at once
 
 def invalid(count: int) -> array[int]:
     return array("Q", (INVALID,)) * count
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Pages by what is to be done with them: pfns, and where the data is."""
+
+    source: Source
+    plain: array[int]
+    plain_places: array[int]
+    zero: array[int]
+    tables: array[int]
+    table_places: array[int]
+
+    def read_tables(self) -> bytes:
+        """The pages of the page tables."""
+        return read(self.source, self.table_places)
+
+
+def read(source: Source, places: array[int]) -> bytes:
+    room = words(len(places) * PAGE // 8)
+    source.read(room.buffer_info()[0], places)
+    return room.tobytes()
+
+
+def sort(parts: list[Part], source: Source, *, as_hvm: bool) -> Pages:
+    """Pages of which none comes twice."""
+    found = Pages(source, *(array("Q") for _ in range(5)))
+    for part in parts:
+        plain, zero, tables, places = (words(len(part.entries)) for _ in range(4))
+        plains, zeros, tabled = native.place_pages(
+            part.entries, part.zeros, part.place, as_hvm, plain, zero, tables, places
+        )
+        found.plain.extend(plain[:plains])
+        found.plain_places.extend(places[:plains])
+        found.zero.extend(zero[:zeros])
+        found.tables.extend(tables[:tabled])
+        found.table_places.extend(places[plains : plains + tabled])
+    return found
 
 
 class Memory:
@@ -74,19 +115,34 @@ class Memory:
     def has(self, pfn: int) -> bool:
         return pfn < len(self.p2m) and self.p2m[pfn] != INVALID
 
-    def take(self, batch: Batch) -> None:
-        """Give frames to pages, clear those that are zero, copy those that are plain."""
-        self._reach(batch)
-        self.populate_entries(batch.entries)
-        self.clear(batch.zero)
-        if batch.plain:
-            self.install(batch.plain, batch.data, batch.offsets)
+    def take(self, batch: Batch) -> Iterator[tuple[Pages, bool]]:
+        """Give frames to pages; then these by what is to be done with them.
 
-    def _reach(self, batch: Batch) -> None:
-        """Make room for the pfns of a batch that get frames; the others may be anything."""
-        last = max(batch.entries)
+        And whether some of them may have come before, as they do in images of guests that ran
+        meanwhile. In that case they come in groups, and each has to be dealt with before the next.
+        """
+        entries = array("Q", b"".join(part.entries for part in batch.parts))
+        self._reach(entries)
+        if self._populate_entries(entries) == sum(part.frames for part in batch.parts):
+            yield sort(batch.parts, batch.source, as_hvm=self._is_hvm), False
+            return
+        for part in batch.parts:
+            for piece in part.pieces():
+                yield sort([piece], batch.source, as_hvm=self._is_hvm), True
+
+    def put(self, pages: Pages) -> None:
+        """Clear the pages that are zero, fill those that are plain."""
+        self.clear(pages.zero)
+        if pages.plain:
+            self._install(pages)
+
+    def _reach(self, entries: array[int]) -> None:
+        """Make room for the pfns of entries that get frames; the others may be anything."""
+        if not self._limit:
+            return  # nor is there one beyond the last, which the image has told
+        last = max(entries)
         if last > PFN_MASK:  # some have a type
-            needed = (e & PFN_MASK for e in batch.entries if e >> TYPE_SHIFT in POPULATED)
+            needed = (e & PFN_MASK for e in entries if e >> TYPE_SHIFT in POPULATED)
             last = max(needed, default=0)
         if last >= max(self._limit, len(self.p2m)):
             raise RestoreError(
@@ -98,41 +154,42 @@ class Memory:
 
     def count_differing(self, batch: Batch) -> int:
         """How many pages are not what the image has, after a VERIFY record; not page tables."""
-        wanted = [batch.data[at : at + PAGE] for at in batch.offsets]
-        wanted += [memoryview(ZERO)] * len(batch.zero)
+        found = sort(batch.parts, batch.source, as_hvm=self._is_hvm)
+        wanted = memoryview(read(batch.source, found.plain_places) + ZERO * len(found.zero))
         if not wanted:
             return 0
-        with self.map(batch.plain + batch.zero, writable=False) as window, window.view() as view:
+        with self.map(found.plain + found.zero, writable=False) as window, window.view() as view:
             return sum(
-                view[index * PAGE : (index + 1) * PAGE] != page for index, page in enumerate(wanted)
+                view[at : at + PAGE] != wanted[at : at + PAGE] for at in range(0, len(wanted), PAGE)
             )
 
-    def populate_entries(self, entries: array[int]) -> None:
-        """Give a frame to each entry of a record that needs one and has none."""
+    def _populate_entries(self, entries: array[int]) -> int:
+        """Give a frame to each entry that needs one and has none; how many these are."""
         room = words(len(entries))
-        count = native.unpopulated(entries, self.p2m, room)
+        count: int = native.unpopulated(entries, self.p2m, room)
         if count:
             self.populate(room[:count])
+        return count
 
     def populate(self, pfns: array[int]) -> None:
         """Give frames to pfns that have none; in superpages where they are a row."""
-        start, end = aligned_row(pfns)
-        if start < end:
-            taken = self._superpages(pfns[start:end])
-            pfns = pfns[:start] + pfns[start + taken :]
-        if pfns:
-            self._pages(pfns)
+        heads, rest = words(len(pfns)), words(len(pfns))
+        rows, others = native.superpages(pfns, heads, rest)
+        rest = rest[:others]
+        if rows:
+            heads = heads[:rows]
+            for head in heads[self._superpages(heads) :]:
+                rest.extend(range(head, head + EXTENT))
+        if rest:
+            self._pages(rest)
 
-    def _superpages(self, pfns: array[int]) -> int:
-        """As many superpages as there are; how many pages that makes."""
-        heads = pfns[::EXTENT]
-        done = self._xen.populate(self._domid, heads, ORDER)
-        for index in range(done):
-            first, frame = pfns[index * EXTENT], heads[index]
-            row = array("Q", range(frame, frame + EXTENT))
-            self.p2m[first : first + EXTENT] = row
+    def _superpages(self, heads: array[int]) -> int:
+        """As many superpages as there are; how many that is."""
+        frames = heads[:]
+        done = self._xen.populate(self._domid, frames, ORDER)
+        native.scatter(self.p2m, heads[:done], frames, EXTENT)
         self.populated += done * EXTENT
-        return done * EXTENT
+        return done
 
     def _pages(self, pfns: array[int]) -> None:
         frames = pfns[:]
@@ -142,7 +199,7 @@ class Memory:
                 f"the host has no memory for {len(pfns) - done} of the guest's pages",
                 errno.ENOMEM,
             )
-        native.scatter(self.p2m, pfns, frames)
+        native.scatter(self.p2m, pfns, frames, 1)
         self.populated += done
 
     def clear(self, pfns: array[int]) -> None:
@@ -160,12 +217,12 @@ class Memory:
     def map(self, pfns: array[int], *, writable: bool = True) -> Window:
         return self._xen.map(self._domid, self.frames(pfns), writable=writable)
 
-    def install(self, pfns: array[int], data: memoryview, offsets: array[int]) -> None:
-        """Copy pages of ``data`` into the guest."""
-        for start in range(0, len(pfns), WINDOW):
-            some = pfns[start : start + WINDOW]
-            with self.map(some) as window:
-                native.copy_pages(window.address, data, offsets[start : start + WINDOW])
+    def _install(self, pages: Pages) -> None:
+        """Read plain pages into the guest."""
+        for start in range(0, len(pages.plain), WINDOW):
+            some = slice(start, start + WINDOW)
+            with self.map(pages.plain[some]) as window:
+                pages.source.read(window.address, pages.plain_places[some])
 
     def localise(self, tables: bytearray) -> None:
         """Frames for pfns in page tables. What they point to gets a frame if it has none."""
@@ -178,13 +235,3 @@ class Memory:
             native.localise(tables, self.p2m)
         except ValueError as error:
             raise RestoreError(str(error), errno.ERANGE) from error
-
-
-def aligned_row(pfns: array[int]) -> tuple[int, int]:
-    """The part of a row of consecutive pfns that superpages can cover, as indices."""
-    count = len(pfns)
-    if count < EXTENT or pfns[-1] - pfns[0] != count - 1:
-        return 0, 0
-    start = -pfns[0] % EXTENT
-    end = start + (count - start) // EXTENT * EXTENT
-    return (start, end) if end > start else (0, 0)

@@ -42,8 +42,8 @@ HEAD = struct.Struct("<II")  # count, reserved
 MAX_ENTRIES = 1 << 20
 
 
-def page_data(length: int) -> Parser[Pages]:
-    """A PAGE_DATA record of this length, up to its page data."""
+def page_data(length: int, last: int | None = None) -> Parser[Pages]:
+    """A PAGE_DATA record of this length, up to its page data; ``last``: the guest's last pfn."""
     if length < HEAD.size + 8:
         raise StreamError(f"a batch of pages in {length} bytes")
     count, reserved = HEAD.unpack((yield HEAD.size))
@@ -54,7 +54,12 @@ def page_data(length: int) -> Parser[Pages]:
     if HEAD.size + 8 * count > length:
         raise StreamError(f"a batch of {count} pages in {length} bytes")
     entries = struct.unpack(f"<{count}Q", (yield 8 * count))
-    data_pages = count_data(entries)
+    if last is not None and max(entries) <= last:
+        data_pages = count  # of no special type: as good as always
+    else:
+        data_pages = count_data(entries)
+        if last is not None:
+            refuse_beyond(entries, last)
     expected = HEAD.size + 8 * count + data_pages * PAGE_SIZE
     if length != expected:
         raise StreamError(

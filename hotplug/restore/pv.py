@@ -88,11 +88,15 @@ class PvGuest:
 
     def batch(self, batch: Batch) -> None:
         """Pages: give them frames, clear those that are zero, copy the others."""
-        self.memory.take(batch)
-        self._forget_tables(batch.plain)
-        self._forget_tables(batch.zero)
-        for index, pfn in enumerate(batch.tables):
-            self._tables[pfn] = batch.table_data[index * PAGE : (index + 1) * PAGE]
+        for pages, again in self.memory.take(batch):
+            if again:
+                self._forget_tables(pages.plain)
+                self._forget_tables(pages.zero)
+            self.memory.put(pages)
+            if pages.tables:
+                data = pages.read_tables()
+                for index, pfn in enumerate(pages.tables):
+                    self._tables[pfn] = data[index * PAGE : (index + 1) * PAGE]
         if len(self._tables) >= TABLES:
             self._write_tables()
 

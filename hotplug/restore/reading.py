@@ -1,125 +1,135 @@
-"""Reads a guest's image ahead of what is done with it.
+"""Reads a guest's image: its records, and its pages in batches.
 
-A thread takes pieces from the image, sorts their pages and hands them over; meanwhile the
-hypervisor is busy with those before, on another processor. Pages come in buffers that are used
-again: few, so that a guest of any size needs the same memory here, and as large as a record of
-Xen's own savers, so that they stay in the processor's cache.
+Zero pages are found before anything is copied. Those in holes of a file are never read. The other
+pages of a file are looked at in steps that stay in the processor's cache, and what is not zero is
+read once more, straight into the guest's memory: that is cheaper than to copy everything twice.
+Where most of a file is holes nothing is looked at, for somebody has put zero pages there. Of a pipe
+all is read into a buffer.
+
+There is no thread that reads ahead: what the kernel and the hypervisor do takes the time, and on
+two processors at once that took longer as often as not.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
+import os
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hotplug.restore import stream
 from hotplug.restore.loops import native
-from hotplug.restore.pages import BROKEN, PFN_MASK, TYPE_SHIFT, XALLOC
+from hotplug.restore.pages import BROKEN, PFN_MASK, TYPE_SHIFT, XALLOC, XTAB
 from hotplug.restore.pieces import Guest, LibxcHeader, P2mFrames, Pages, Record, StaticDataInferred
 from hotplug.restore.records import OPTIONAL
-from hotplug.restore.xenlibs import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Self
 
     from hotplug.restore.image import Image
 
 PAGE = 4096
-BATCH = 1024  # pages of one hand-over; Xen's savers have as many in a record
-AHEAD = 3  # buffers: one is read, one waits, one is at work
-WAITING = 4  # pieces that were read and wait; a record may be as large as 128 MB
+PART = 1024  # pages that are read at once of a pipe; Xen's savers have as many in a record
+BATCH = 8192  # pages that are handed over at once, of a file: fewer and larger calls of Xen's
+STEP = 64  # pages that are looked at at once: they stay in the cache until the last is
+SPARSE = 3 / 4  # of a file's size on the disk; if it is less, its data is taken for not zero
 KINDS = bytes(byte >> 4 for byte in range(256))  # types, of the highest bytes of entries
+
+
+class Source(Protocol):
+    """Where the data of pages is."""
+
+    def read(self, address: int, places: array[int]) -> None:
+        """Pages, one after the other to an address."""
+        ...
+
+
+class FileSource:
+    """Places are offsets in the file."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, address: int, places: array[int]) -> None:
+        native.read_pages(self._fd, address, places)
+
+
+class BufferSource:
+    """Places are offsets in what was read of a pipe."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(PART * PAGE))
+
+    def read(self, address: int, places: array[int]) -> None:
+        native.copy_pages(address, self.buffer, places)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Pages in a row of one PAGE_DATA record."""
+
+    entries: array[int]  # of all pages, those without data too: {type << 60 | pfn}
+    frames: int  # how many of them need a frame
+    zeros: bytearray  # a byte for each page of data: not 0 if the page is zero
+    place: int  # of the first page of data
+
+    def pieces(self) -> Iterator[Part]:
+        """The same in pieces in none of which a pfn comes twice."""
+        seen: set[int] = set()
+        start = data = first = 0
+        for index, entry in enumerate(self.entries):
+            if entry & PFN_MASK in seen:
+                yield self._piece(start, index, first, data)
+                seen.clear()
+                start, first = index, data
+            seen.add(entry & PFN_MASK)
+            data += entry >> TYPE_SHIFT < BROKEN
+        yield self._piece(start, len(self.entries), first, data)
+
+    def _piece(self, start: int, end: int, first: int, last: int) -> Part:
+        entries, zeros = self.entries[start:end], self.zeros[first:last]
+        return Part(entries, len(entries), zeros, self.place + first * PAGE)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some pages of a PAGE_DATA record."""
+    """Pages to be restored."""
 
-    entries: array[int]  # of all pages, those without data too: {type << 60 | pfn}
-    plain: array[int]  # pfns of pages that are not zero
-    offsets: array[int]  # of these in ``data``
-    zero: array[int]  # pfns of pages that are
-    tables: array[int]  # pfns of page tables
-    table_data: bytes  # their pages
-    data: memoryview  # given back by ``Reader.done``
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Reading ended: the image did, or something is wrong with it."""
-
-    error: BaseException | None = None
-
-
-Item = Batch | LibxcHeader | Record | StaticDataInferred | End
-NOTHING = array("Q")
-
-
-class ClosedError(Exception):
-    """Nobody wants more."""
+    parts: list[Part]
+    source: Source
 
 
 class Reader:
-    """The pieces of an image, from a thread of its own. Use it in a ``with`` statement."""
+    """The pieces of an image, in their order."""
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self._is_hvm = False
         self.types = bytearray()  # of each pfn of a PV guest, as the last record that has it says
-        self._ready: queue.Queue[Item] = queue.Queue(WAITING)
-        self._free: queue.Queue[memoryview] = queue.Queue()
-        for _ in range(AHEAD):
-            self._free.put(memoryview(bytearray(BATCH * PAGE)))
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the thread. One that waits for a pipe ends with the process."""
-        self._closed = True
-        self._free.put(memoryview(b""))
-        while self._thread.is_alive() and self._image.size is not None:
-            with contextlib.suppress(queue.Empty):
-                self._ready.get(timeout=0.01)
+        self._look = not is_sparse(image)
+        self._pipe = BufferSource() if image.size is None else None
+        self._step = memoryview(bytearray(STEP * PAGE))
 
     def __iter__(self) -> Iterator[Batch | LibxcHeader | Record | StaticDataInferred]:
         """Everything in its order. What is wrong with the image is raised at its place."""
-        self._thread.start()
-        while not isinstance(item := self._ready.get(), End):
-            yield item
-        if item.error is not None:
-            raise item.error
-
-    def done(self, batch: Batch) -> None:
-        """Its pages are not needed any more."""
-        if len(batch.data):
-            self._free.put(batch.data)
-
-    def _run(self) -> None:
-        try:
-            for piece in self._image.pieces(stream.libxc()):
-                if isinstance(piece, Pages):
-                    self._pages(piece)
-                elif isinstance(piece, LibxcHeader | Record | StaticDataInferred):
-                    self._note(piece)
-                    self._hand_over(piece)
-        except BaseException as error:  # noqa: BLE001 - the other thread raises it
-            self._ready.put(End(error))
-        else:
-            self._ready.put(End())
-
-    def _hand_over(self, item: Item) -> None:
-        if isinstance(item, Record) and item.kind & OPTIONAL:
-            return  # which nobody knows
-        self._ready.put(item)
-        if self._closed:
-            raise ClosedError
+        parts: list[Part] = []
+        source = self._pipe or FileSource(self._image.fd)
+        most = BATCH if self._pipe is None else 1  # there is one buffer
+        for piece in self._image.pieces(stream.libxc()):
+            if isinstance(piece, Pages):
+                for part in self._parts(piece):
+                    parts.append(part)
+                    if sum(len(one.entries) for one in parts) >= most:
+                        yield Batch(parts, source)
+                        parts = []
+            elif isinstance(piece, Record) and piece.kind & OPTIONAL:
+                continue  # nobody knows it
+            elif isinstance(piece, LibxcHeader | Record | StaticDataInferred):
+                if parts:
+                    yield Batch(parts, source)
+                    parts = []
+                self._note(piece)
+                yield piece
 
     def _note(self, piece: LibxcHeader | Record | StaticDataInferred) -> None:
         """What is needed here of other records: what kind of guest it is, and its last pfn."""
@@ -128,71 +138,62 @@ class Reader:
         elif isinstance(piece, Record) and isinstance(piece.value, P2mFrames):
             self.types.extend(bytes(max(0, piece.value.end + 1 - len(self.types))))
 
-    def _pages(self, pages: Pages) -> None:
+    def _parts(self, pages: Pages) -> Iterator[Part]:
         entries = array("Q", pages.entries)
         kinds = bytearray(len(entries))
         if self._is_hvm:
             kinds[:] = entries.tobytes()[7::8].translate(KINDS)
         else:
             native.classify(entries, self.types, len(self.types), kinds)
-        for start in range(0, len(entries), BATCH):
-            some = slice(start, start + BATCH)
-            self._hand_over(self._batch(entries[some], kinds[some]))
+        if pages.data_pages == len(entries) <= PART:
+            yield self._part(entries, len(entries), len(entries))
+            return
+        for start in range(0, len(entries), PART):
+            some = kinds[start : start + PART]
+            frames = len(some) - some.count(BROKEN) - some.count(XTAB)
+            with_data = frames - some.count(XALLOC)
+            yield self._part(entries[start : start + PART], frames, with_data)
 
-    def _batch(self, entries: array[int], kinds: bytearray) -> Batch:
-        """The next pages; those that are holes of the file are not read."""
-        loaded, empty = entries, NOTHING
-        if max(kinds) >= BROKEN:
-            some = min(kinds) < BROKEN  # of an HVM guest's records, most have none
-            loaded = array("Q", [e for e in entries if e >> TYPE_SHIFT < BROKEN] if some else ())
-        if XALLOC in kinds:
-            empty = array("Q", [e & PFN_MASK for e in entries if e >> TYPE_SHIFT == XALLOC])
-        if not loaded:
-            return Batch(entries, NOTHING, NOTHING, empty, NOTHING, b"", memoryview(b""))
-        buffer = self._free.get()
-        if self._closed:
-            raise ClosedError
-        data = buffer[: len(loaded) * PAGE]
-        holes = self._fill(data)
-        plain, zero, tables, kept = (words(len(loaded)) for _ in range(4))
-        plains, zeros, tabled = native.sort_pages(
-            loaded, data, holes, plain, zero, tables, kept, self._is_hvm
-        )
-        table_data = b"".join(data[at : at + PAGE] for at in kept[plains : plains + tabled])
-        return Batch(
-            entries=entries,
-            plain=plain[:plains],
-            offsets=kept[:plains],
-            zero=zero[:zeros] + empty,
-            tables=tables[:tabled],
-            table_data=table_data,
-            data=buffer,
-        )
+    def _part(self, entries: array[int], frames: int, with_data: int) -> Part:
+        zeros = bytearray(with_data)
+        place = self._image.offset
+        if self._pipe is not None:
+            place = 0
+            data = self._pipe.buffer[: with_data * PAGE]
+            self._image.read_into(data)
+            native.find_zeros(data, zeros)
+        elif zeros:
+            self._find_zeros(zeros)
+        return Part(entries, frames, zeros, place)
 
-    def _fill(self, data: memoryview) -> bytearray:
-        """Read pages; a byte for each, 1 if it was not read because the file has a hole there."""
-        image = self._image
-        holes = bytearray(len(data) // PAGE)
-        at = 0
-        while at < len(data):
-            left = len(data) - at
-            if hole := image.hole(left):
-                mark_hole(data, holes, at, at + hole)
-                image.skip(hole)
-                at += hole
+    def _find_zeros(self, zeros: bytearray) -> None:
+        """Mark the next pages of the file: those in holes, and perhaps those that are all zero."""
+        image, marks = self._image, memoryview(zeros)
+        count, at = len(zeros), 0
+        while at < count:
+            left = count - at
+            size = image.hole(left * PAGE) // PAGE
+            if size:
+                marks[at : at + size] = b"\1" * size
+                image.skip(size * PAGE)
             else:
-                size = image.data_ahead(left)
-                image.read_into(data[at : at + size])
-                at += size
-        return holes
+                size = min(-(-image.data_ahead(left * PAGE) // PAGE), left)
+                self._pass_data(marks[at : at + size])
+            at += size
+
+    def _pass_data(self, marks: memoryview) -> None:
+        if not self._look:
+            self._image.skip(len(marks) * PAGE)
+            return
+        for start in range(0, len(marks), STEP):
+            some = marks[start : start + STEP]
+            data = self._step[: len(some) * PAGE]
+            self._image.read_into(data)
+            native.find_zeros(data, some)
 
 
-def mark_hole(data: memoryview, holes: bytearray, start: int, end: int) -> None:
-    """Bytes of ``data`` are a hole: whole pages are marked, parts of pages become zero."""
-    first, last = -(-start // PAGE), end // PAGE
-    if first >= last:
-        data[start:end] = bytes(end - start)
-        return
-    data[start : first * PAGE] = bytes(first * PAGE - start)
-    data[last * PAGE : end] = bytes(end - last * PAGE)
-    holes[first:last] = b"\1" * (last - first)
+def is_sparse(image: Image) -> bool:
+    """Whether much of a file is holes."""
+    if image.size is None:
+        return False
+    return os.fstat(image.fd).st_blocks * 512 < SPARSE * image.size

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 READY = 2  # workers that wait, while none is at work; then one is enough
+NAME = "restore-server"  # in the list of processes
 NO_XEN = 3  # exit status: there is no hypervisor, or none that we know
 FAILED = 4  # exit status: workers end before they have anything to do
 
@@ -59,6 +60,8 @@ class Server:
 
     def run(self) -> int:
         """Serve; the exit status."""
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(NAME)
         gc.collect()
         gc.freeze()  # a collection would copy what workers share with us
         self._fill()

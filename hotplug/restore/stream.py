@@ -128,8 +128,7 @@ def libxc(head: bytes = b"") -> Parser[LibxcHeader]:
 
 
 def batch(order: Order, length: int) -> Parser[Pages]:
-    found = yield from pages.page_data(length)
-    pages.refuse_beyond(found.entries, order.last_pfn)
+    found = yield from pages.page_data(length, order.last_pfn)
     order.seen.add(Libxc.PAGE_DATA)
     return found
 

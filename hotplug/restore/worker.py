@@ -33,6 +33,7 @@ STATUS, DECLINED = b"s", b"d"  # a status is followed by its byte
 TAKEN = b"t"  # to the server: somebody came, wait for the next one
 REQUEST = 4096  # bytes, at most
 STANDARD, STREAM = (0, 1, 2), 3  # in the order in which descriptors come
+NAME = "restore-worker"  # in the list of processes
 PATIENCE = 10.0  # seconds; a client that was greeted asks at once
 CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
@@ -43,6 +44,8 @@ class RequestError(Exception):
 
 def run(listener: socket.socket, server: socket.socket, connect: Callable[[], Xen]) -> int:
     """A worker's life. ``connect`` opens Xen's devices, which no other process may use."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(NAME)
     xen = connect()
     client = wait(listener, server)
     if client is None:

@@ -32,7 +32,7 @@ MAJOR, OLDEST, NEWEST = 4, 14, 20  # releases of Xen
 VERSION = "/sys/hypervisor/version"
 PAGE = 4096
 PROT_READ, PROT_WRITE = 1, 2
-MAX_OPERATIONS = 1024  # of one mmuext_op; the hypervisor takes more, but bounces them in one buffer
+MAX_OPERATIONS = 8192  # of one mmuext_op; the hypervisor takes more, but the library copies them
 
 # xen/include/public/domctl.h
 DOMCTL = struct.Struct("<IIH6x")  # command, interface version, domid; then 128 bytes

@@ -71,7 +71,7 @@ def test_unpopulated(loops):
 @BOTH
 def test_scatter_and_gather(loops):
     table = room(4)
-    loops.scatter(table, row(3, 0), row(33, INVALID))
+    loops.scatter(table, row(3, 0), row(33, INVALID), 1)
     assert table == row(INVALID, 0, 0, 33)
     out = room(2)
     loops.gather(table, row(3, 1), out)
@@ -80,32 +80,70 @@ def test_scatter_and_gather(loops):
         with pytest.raises(ValueError, match=f"pfn {pfn} has no frame"):
             loops.gather(table, row(3, pfn), out)
     with pytest.raises(ValueError, match="out of range"):
-        loops.scatter(table, row(4), row(1))
+        loops.scatter(table, row(4), row(1), 1)
     with pytest.raises(ValueError, match="out of range"):
-        loops.scatter(table, row(1, 2), row(1))
+        loops.scatter(table, row(1, 2), row(1), 1)
+    with pytest.raises(ValueError, match="out of range"):
+        loops.scatter(table, row(2), row(1), 3)
+    loops.scatter(table, row(2, 0), row(70, 80), 2)
+    assert table == row(80, 81, 70, 71)
+
+
+@BOTH
+def test_superpages(loops):
+    pfns = array("Q", [*range(510, 1030), *range(2048, 2560), 1536, *range(3072, 3583), 4096])
+    heads, rest = room(len(pfns)), room(len(pfns))
+    assert loops.superpages(pfns, heads, rest) == (2, len(pfns) - 1024)
+    assert heads[:2] == row(512, 2048)
+    others = [510, 511, *range(1024, 1030), 1536, *range(3072, 3583), 4096]
+    assert rest[: len(pfns) - 1024] == row(*others)
+    assert loops.superpages(row(), heads, rest) == (0, 0)
+
+
+@BOTH
+def test_find_zeros(loops):
+    last = bytearray(PAGE)
+    last[-1] = 1
+    zeros = bytearray([0, 0, 0, 1])
+    loops.find_zeros(memoryview(bytes(PAGE) + b"\1" * PAGE + last + b"\2" * PAGE), zeros)
+    assert zeros == bytes([1, 0, 0, 1])
 
 
 @BOTH
 @pytest.mark.parametrize("as_hvm", [False, True])
-def test_sort_pages(loops, as_hvm):
-    entries = row(entry(0, 9), entry(L1, 8), entry(0, 7), entry(PIN | L4, 6), entry(0, 5))
-    last = bytearray(PAGE)
-    last[-1] = 1
-    data = bytearray(PAGE) + b"\1" * PAGE + last + b"\2" * PAGE + b"\3" * PAGE
-    holes = bytearray(5)
-    holes[4] = 1
-    plain, zero, tables, kept = (room(5) for _ in range(4))
-    counts = loops.sort_pages(entries, data, holes, plain, zero, tables, kept, as_hvm)
+def test_place_pages(loops, as_hvm):
+    entries = row(entry(0, 9), entry(L1, 8), entry(XTAB, 1), entry(0, 7), entry(PIN | L4, 6),
+                  entry(XALLOC, 2), entry(L1, 5), entry(BROKEN, 3), entry(0, 4))  # fmt: skip
+    zeros = bytearray([1, 0, 0, 0, 0, 0])
+    plain, zero, tables, places = (room(9) for _ in range(4))
+    counts = loops.place_pages(entries, zeros, 100, as_hvm, plain, zero, tables, places)
+    at = [100 + PAGE * index for index in range(6)]
     if as_hvm:
-        assert counts == (3, 2, 0)
-        assert plain[:3] == row(8, 7, 6)
-        assert kept[:3] == row(PAGE, 2 * PAGE, 3 * PAGE)
+        assert counts == (5, 2, 0)
+        assert plain[:5] == row(8, 7, 6, 5, 4)
+        assert places[:5] == row(*at[1:])
     else:
-        assert counts == (1, 2, 2)
-        assert plain[:1] == row(7)
-        assert tables[:2] == row(8, 6)
-        assert kept[:3] == row(2 * PAGE, PAGE, 3 * PAGE)
-    assert zero[:2] == row(9, 5)
+        assert counts == (2, 2, 3)
+        assert plain[:2] == row(7, 4)
+        assert tables[:3] == row(8, 6, 5)
+        assert places[:5] == row(at[2], at[5], at[1], at[3], at[4])
+    assert zero[:2] == row(9, 2)
+
+
+@BOTH
+def test_read_pages(loops, tmp_path):
+    pages = [bytes([number]) * PAGE for number in range(5)]
+    path = tmp_path / "pages"
+    path.write_bytes(b"xyz" + b"".join(pages))
+    target = ctypes.create_string_buffer(b"\xff" * 5 * PAGE, 5 * PAGE)
+    with path.open("rb") as file:
+        places = row(*(3 + PAGE * index for index in (3, 4, 0, 1)))
+        loops.read_pages(file.fileno(), ctypes.addressof(target), places)
+        assert target.raw == pages[3] + pages[4] + pages[0] + pages[1] + b"\xff" * PAGE
+        with pytest.raises(OSError, match="No data available"):
+            loops.read_pages(file.fileno(), ctypes.addressof(target), row(4 * PAGE + 4))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        loops.read_pages(-1, ctypes.addressof(target), row(0))
 
 
 @BOTH
@@ -176,7 +214,13 @@ def test_buffers_that_are_too_small(loops):
     with pytest.raises(ValueError, match="too small"):
         loops.gather(row(1), row(0), room(0))
     with pytest.raises(ValueError, match="too small"):
-        loops.sort_pages(row(1), bytes(PAGE - 1), bytes(1), *[room(1)] * 4, False)
+        loops.superpages(row(1), room(0), room(1))
+    with pytest.raises(ValueError, match="too small"):
+        loops.find_zeros(memoryview(bytes(PAGE - 1)), bytearray(1))
+    with pytest.raises(ValueError, match="too small"):
+        loops.place_pages(row(1), bytes(0), 0, False, *[room(1)] * 4)
+    with pytest.raises(ValueError, match="too small"):
+        loops.place_pages(row(1), bytes(1), 0, False, *[room(1)] * 3, room(0))
 
 
 entries = st.lists(
@@ -194,7 +238,13 @@ def test_entries_alike(some, frames):
         types, kinds = bytearray(41), bytearray(len(some))
         data = loops.classify(rows, types, 41, kinds)
         count = loops.unpopulated(rows, p2m, out)
-        found.append((data, types, kinds, count, out[:count], p2m))
+        rooms = [room(len(some)) for _ in range(4)]
+        zeros = bytearray(index % 3 == 0 for index in range(data))
+        counts = loops.place_pages(rows, zeros, 7, False, *rooms)
+        rooms = [
+            one[:size] for one, size in zip(rooms, (*counts, counts[0] + counts[2]), strict=True)
+        ]
+        found.append((data, types, kinds, count, out[:count], p2m, counts, rooms))
     assert found[0] == found[1]
 
 

@@ -6,6 +6,9 @@ Processes are counted by /proc/stat: all that the whole dom0 has made meanwhile,
 comes from the kernel's taskstats (include/uapi/linux/taskstats.h), which reports every task that
 ends: that of all whose name, or whose ancestor's name, is one of NAMES (a comma between two), and
 what the agent has used. udev's workers are not among them.
+
+For what libxl runs to restore a guest's memory there is wall clock and CPU time: "helper". Ours
+has its work done by a worker of the restore server, whose CPU time is added.
 """
 
 import glob
@@ -28,13 +31,14 @@ AGGR_PID, TYPE_STATS = 4, 3
 COMM = slice(80, 112)
 NAME = 15  # bytes of a name that the kernel keeps (TASK_COMM_LEN)
 PID_PPID = struct.Struct("=II"), 128
-USER_SYSTEM = struct.Struct("=QQ"), 152  # microseconds
+ELAPSED_USER_SYSTEM = struct.Struct("=QQQ"), 144  # microseconds
 HEADERS = genetlink.MESSAGE.size + genetlink.GENERIC.size
 QUIET = 1.0  # seconds for the last ends to be reported
+HELPER, WORKER = "libxl-save-helper", "restore-worker"
 
 
 class Ends:
-    """Every task that ends from now on: (pid, ppid, name, seconds of CPU)."""
+    """Every task that ends from now on: (pid, ppid, name, seconds of CPU, seconds it lived)."""
 
     def __init__(self):
         self.tasks = []
@@ -71,16 +75,16 @@ class Ends:
             return
         stats = genetlink.attributes(attributes[AGGR_PID])[TYPE_STATS]
         pid, ppid = PID_PPID[0].unpack_from(stats, PID_PPID[1])
-        user, system = USER_SYSTEM[0].unpack_from(stats, USER_SYSTEM[1])
+        elapsed, user, system = ELAPSED_USER_SYSTEM[0].unpack_from(stats, ELAPSED_USER_SYSTEM[1])
         name = stats[COMM].split(b"\0")[0].decode(errors="replace")
-        self.tasks.append((pid, ppid, name, (user + system) / 1e6))
+        self.tasks.append((pid, ppid, name, (user + system) / 1e6, elapsed / 1e6))
 
 
 def cpu_of(names, tasks):
     """The time of all tasks of these names and of their descendants."""
     kept = {name[:NAME] for name in names}
-    roots = {pid for pid, _, name, _ in tasks if name in kept}
-    parents = {pid: ppid for pid, ppid, _, _ in tasks}
+    roots = {pid for pid, _, name, *_ in tasks if name in kept}
+    parents = {pid: ppid for pid, ppid, *_ in tasks}
 
     def belongs(pid):
         for _ in range(64):
@@ -91,7 +95,16 @@ def cpu_of(names, tasks):
             pid = parents[pid]
         return False
 
-    return sum(seconds for pid, _, _, seconds in tasks if belongs(pid))
+    return sum(seconds for pid, _, _, seconds, _ in tasks if belongs(pid))
+
+
+def helper(tasks):
+    """Of all save helpers together."""
+    found = [task for task in tasks if task[2] in (HELPER[:NAME], WORKER)]
+    return {
+        "wall_s": round(sum(lived for *_, name, _, lived in found if name != WORKER), 4),
+        "cpu_s": round(sum(seconds for *_, seconds, _ in found), 4),
+    }
 
 
 def spawned():
@@ -135,6 +148,7 @@ def main(names, command):
         "hotplug_cpu_s": round(
             cpu_of(names.split(","), ends.tasks) + agent_after - agent_before, 3
         ),
+        "helper": helper(ends.tasks),
     }
     print(json.dumps(result))
 

@@ -2,8 +2,9 @@
 
 A paravirtual guest of 400 MB with four disks in files and one network card is restored from a save
 file in memory, by the stock scripts and by ours, in one boot, in turns. The stock scripts are those
-that ``xen-hotplug install`` has put aside, and no agent runs meanwhile. Compare the two columns of
-one run with each other: emulation makes processes dearer than hardware does.
+that ``xen-hotplug install`` has put aside, and no agent runs meanwhile. What libxl runs to restore
+memory is Xen's own in both, but in the cases that are about it. Compare the two columns of one run
+with each other: emulation makes processes dearer than hardware does.
 
 build/bench/lab.json (lab-4.20.json for another release than the default) holds
 
@@ -13,6 +14,12 @@ build/bench/lab.json (lab-4.20.json for another release than the default) holds
               same}, "ratio": median wall of stock by median wall of ours}
     restore_with_40_others, restore_four_at_once     the same
     restore_without_devices                          {"wall_s", "processes", "hotplug_cpu_s"}
+    helper      {"full": {"stock": {"wall_s": [...], "cpu_s": [...]}, "ours": {the same}},
+                "full_ratio": .., "compact": the same, "compact_ratio": ..}: what libxl runs to
+                restore memory; Xen's own from the full file, ours from that and from the compacted
+    savefile    {"bytes": what the compacted file takes of the disk}
+    everything  {"stock", "ours", "ratio"}: all that is Xen's from the full file, with its disks and
+                its card; all that is ours from the compacted one
     guest_disk   {"stock": {"read_s": [...], "write_s": [...]}, "ours": {the same}}
 """
 
@@ -43,7 +50,7 @@ DISKS = 4
 OTHERS = 40
 AT_ONCE = 4
 NAMES = "block,vif-bridge,block.stock,vif-bridge.stock"  # of the scripts
-SAVE = "/tmp/bench.save"
+SAVE, COMPACT = "/tmp/bench.save", "/tmp/bench-compact.save"
 THROUGHPUT, DD_ROUNDS = 48, 7  # MB; often, because it is about a small difference
 FIGURES = ("wall_s", "processes", "hotplug_cpu_s")
 NOTES = {
@@ -62,9 +69,10 @@ class Bench:
     rounds: int
     results: dict[str, object] = field(default_factory=dict)
     cards: bool = False  # whether ours serve them
+    stock_helper: str = ""
 
-    def run(self, *, core: bool = False) -> dict[str, object]:
-        """Play everything; ``core``: the restore alone."""
+    def run(self, *, core: bool = False, memory: bool = False) -> dict[str, object]:
+        """Play everything; ``core``: the restore alone; ``memory``: what guests' memory takes."""
         self.results["machine"] = {
             "xen": self.machine.do("xl info xen_version").strip(),
             "kernel": self.machine.do("uname -r").strip(),
@@ -73,7 +81,11 @@ class Bench:
         stock = f"/etc/xen/scripts/vif-bridge{hotplug.STOCK}"
         self.cards = self.machine.call("await_path", path=stock, limit=0)
         self.results["note"] = NOTES[self.cards]
+        self.stock_helper = hotplug.stock_helper(self.machine)
         self.prepare()
+        if memory:
+            self.memory()
+            return self.results
         if core:
             self.compare("restore", 1)
             return self.results
@@ -81,12 +93,46 @@ class Bench:
         self.play("stock", 1)
         self.compare("restore", 1)
         bare = Guest(self.machine, "bench0", memory=MEMORY)
-        self.results["restore_without_devices"] = self.measure([bare])
+        took = self.measure([bare])
+        self.results["restore_without_devices"] = {name: took[name] for name in FIGURES}
         with self.others():
             self.compare(f"restore_with_{OTHERS}_others", 1)
         self.compare("restore_four_at_once", AT_ONCE)
+        self.memory()
         self.results["guest_disk"] = self.throughput()
         return self.results
+
+    def memory(self) -> None:
+        """Save helpers, alone and in the whole."""
+        taken = self.machine.do(f"stat -c '%b %B' {COMPACT}").split()
+        self.results["savefile"] = {"bytes": int(taken[0]) * int(taken[1])}
+        self.play("ours", 1, saved=COMPACT)  # of which nothing counts, as in ``run``
+        found: dict[str, object] = {}
+        for name, file in (("full", SAVE), ("compact", COMPACT)):
+            found[name] = self.helpers(name, file)
+            medians = [statistics.median(found[name][side]["wall_s"]) for side in ("stock", "ours")]
+            found[f"{name}_ratio"] = round(medians[0] / medians[1], 2)
+        self.results["helper"] = found
+        self.compare("everything", 1, saved=COMPACT)
+
+    def helpers(self, name: str, file: str) -> dict[str, dict[str, list[float]]]:
+        """What libxl runs, of Xen from the full file and ours from another."""
+        sides = {side: {"wall_s": [], "cpu_s": []} for side in SIDES}
+        for number in range(self.rounds):
+            for side in sorted(SIDES, reverse=bool(number % 2)):
+                self.become(side)
+                bare = Guest(self.machine, "bench0", memory=MEMORY)
+                took = self.measure([bare], "" if side == "stock" else file)["helper"]
+                say = f"{name} file, {side}: {took['wall_s']:.2f} s, CPU {took['cpu_s']:.2f} s"
+                print(f"helper, {say}", file=sys.stderr, flush=True)
+                for figure in sides[side]:
+                    sides[side][figure].append(took[figure])
+        return sides
+
+    def become(self, side: str) -> None:
+        SIDES[side](self.machine)
+        if side == "ours":
+            hotplug.await_workers(self.machine)
 
     def guest(self, number: int, side: str = "ours") -> Guest:
         suffix = hotplug.STOCK if side == "stock" else ""
@@ -105,7 +151,8 @@ class Bench:
         hotplug.start_agent(self.machine)
         first = self.guest(0)
         first.start()
-        self.machine.do(f"xl save {first.name} {SAVE}")
+        self.machine.do(f"LIBXL_SAVE_HELPER={self.stock_helper} xl save {first.name} {SAVE}")
+        self.machine.do(f"xen-hotplug savefile compact {SAVE} {COMPACT}")
 
     @contextlib.contextmanager
     def others(self):
@@ -121,30 +168,34 @@ class Bench:
         finally:
             other.destroy()
 
-    def compare(self, case: str, count: int) -> None:
-        """Both sides in turns."""
+    def compare(self, case: str, count: int, saved: str = "") -> None:
+        """Both sides in turns; ``saved``: our helper restores from this file."""
         found = {side: {name: [] for name in FIGURES} for side in SIDES}
         for number in range(self.rounds):
             for side in sorted(SIDES, reverse=bool(number % 2)):
-                took = self.play(side, count)
+                took = self.play(side, count, saved)
                 print(f"{case}, {side}: {took['wall_s']:.2f} s", file=sys.stderr, flush=True)
                 for name in FIGURES:
                     found[side][name].append(took[name])
         medians = {side: statistics.median(found[side]["wall_s"]) for side in SIDES}
         self.results[case] = {**found, "ratio": round(medians["stock"] / medians["ours"], 2)}
 
-    def play(self, side: str, count: int) -> dict[str, float]:
-        SIDES[side](self.machine)
-        return self.measure([self.guest(number, side) for number in range(count)])
+    def play(self, side: str, count: int, saved: str = "") -> dict[str, float]:
+        self.become(side)
+        guests = [self.guest(number, side) for number in range(count)]
+        return self.measure(guests, "" if side == "stock" else saved)
 
-    def measure(self, guests: list[Guest]) -> dict[str, float]:
-        """Restore guests at once, and destroy them."""
+    def measure(self, guests: list[Guest], saved: str = "") -> dict[str, float]:
+        """Restore guests at once, and destroy them; by our helper from a file, or by Xen's own."""
         machine = self.machine
         for guest in guests:
             guest.write_config()
-        command = " & ".join(f"xl restore {guest.config_path} {SAVE}" for guest in guests)
+        restores = [f"xl restore {guest.config_path} {saved or SAVE}" for guest in guests]
+        command = " & ".join(restores)
         if len(guests) > 1:
             command += " & wait"
+        if not saved:
+            command = f"export LIBXL_SAVE_HELPER={self.stock_helper}; {command}"
         measured = machine.do(f"python3 -IS /lab/measure.py {NAMES} bash -c '{command}'", limit=400)
         took = json.loads(measured)
         there = sum(guest.is_there for guest in guests)
@@ -154,7 +205,7 @@ class Bench:
         left = [path for path in machine.call("loops").values() if "/bench-" in path]
         if left:
             raise LabError(f"still attached after their guests: {' '.join(left)}")
-        return {name: took[name] for name in FIGURES}
+        return {name: took[name] for name in (*FIGURES, "helper")}
 
     def throughput(self) -> dict[str, dict[str, list[float]]]:
         """Seconds that a guest takes for a disk that ours attached, and for one of stock's."""
@@ -194,7 +245,7 @@ def table(results: dict[str, object]) -> str:
     lines = [f"{host}; medians. {results['note']}.", ""]
     lines += ["{:28}{:>10}{:>10}{:>9}{:>13}{:>20}".format("", *head)]
     for case, value in results.items():
-        if not case.startswith("restore"):
+        if not case.startswith(("restore", "everything")):
             continue
         title = case.replace("_", " ")
         if "ours" not in value:
@@ -210,6 +261,13 @@ def table(results: dict[str, object]) -> str:
             f"{title:28}{stock['wall_s']:>10.2f}{ours['wall_s']:>10.2f}"
             f"{value['ratio']:>7.2f} x{processes:>13}{cpu:>20}"
         )
+    for name in ("full", "compact") if "helper" in results else ():
+        sides = results["helper"][name]
+        stock, ours = (statistics.median(sides[side]["wall_s"]) for side in ("stock", "ours"))
+        ratio = results["helper"][f"{name}_ratio"]
+        lines.append(f"{f'helper, {name} file':28}{stock:>10.2f}{ours:>10.2f}{ratio:>7.2f} x")
+    if "savefile" in results:
+        lines.append(f"the compacted file takes {results['savefile']['bytes'] / 1e6:.1f} MB")
     if "guest_disk" in results:
         for name in ("read_s", "write_s"):
             stock, ours = (
@@ -224,6 +282,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The thread's benchmark on a real Xen.")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     parser.add_argument("--core", action="store_true", help="the restore alone")
+    parser.add_argument("--memory", action="store_true", help="save helpers, and the whole")
     options = parser.parse_args()
     release = chosen()
     name = "lab.json" if release.xen == "4.17" else f"lab-{release.xen}.json"
@@ -231,7 +290,7 @@ def main() -> int:
     try:
         with Machine(image(release)) as machine:
             hotplug.use_ours(machine)
-            results = Bench(machine, options.rounds).run(core=options.core)
+            results = Bench(machine, options.rounds).run(core=options.core, memory=options.memory)
     except (BuildError, LabError, AssertionError) as error:
         print(f"lab-bench: {error}", file=sys.stderr)
         return 1

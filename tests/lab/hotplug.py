@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from lab.machine import Machine
 
 STOCK = ".stock"  # `xen-hotplug install` keeps the script NAME as NAME.stock beside ours
-CONTROL = "/run/xen-hotplug/control"
-# One that was killed leaves its socket behind.
-AGENT = f"rm -f {CONTROL}; setsid xen-hotplug agent </dev/null >>/run/agent.log 2>&1 &"
+CONTROL, RESTORE = "/run/xen-hotplug/control", "/run/xen-hotplug/restore"
+# One that was killed leaves its sockets behind.
+AGENT = f"rm -f {CONTROL} {RESTORE}; setsid xen-hotplug agent </dev/null >>/run/agent.log 2>&1 &"
 
 
 def use_ours(machine: Machine) -> None:
@@ -33,6 +33,16 @@ def start_agent(machine: Machine) -> None:
         assert machine.call("await_path", path=CONTROL, limit=60), "the agent does not listen"
         # It listens before it has looked at everything; an answer comes after that.
         machine.do("xen-hotplug status >/dev/null")
+
+
+def await_workers(machine: Machine) -> None:
+    """Of the agent's restore server, which starts after it."""
+    assert machine.call("await_path", path=RESTORE, limit=60), "no worker waits for restores"
+
+
+def stock_helper(machine: Machine) -> str:
+    """Xen's own libxl-save-helper, where ``xen-hotplug install`` has put it."""
+    return machine.do(f"ls /usr/lib/xen-*/bin/libxl-save-helper{STOCK}").strip()
 
 
 def stop_agent(machine: Machine, number: int = signal.SIGTERM) -> None:

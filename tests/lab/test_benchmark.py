@@ -25,4 +25,4 @@ def test_the_core_of_the_benchmark(lab, release):
     assert max(ours["processes"]) <= MOST < min(stock["processes"])
     assert max(ours["hotplug_cpu_s"]) < min(stock["hotplug_cpu_s"])
     assert results["restore"]["ratio"] > 1
-    lab.do(f"rm -f {bench.SAVE} /tmp/bench-*.img")
+    lab.do(f"rm -f {bench.SAVE} {bench.COMPACT} /tmp/bench-*.img")

@@ -7,6 +7,12 @@ from lab import hotplug
 from lab.guests import Guest
 
 OURS = "LIBXL_SAVE_HELPER=/usr/local/lib/xen-hotplug/libxl-save-helper"
+WORKERS = "pgrep -x restore-worker | sort"
+# The one that has libxl's pipe.
+AT_WORK = (
+    "for pid in $(pgrep -x restore-worker); do"
+    " readlink /proc/$pid/fd/0 | grep -q pipe && echo $pid; done"
+)
 NOISE = 4 << 20  # bytes
 FILES = "/tmp/*.save"
 
@@ -15,6 +21,7 @@ FILES = "/tmp/*.save"
 def saved(lab, request):
     """A guest with noise in its memory, saved by xl into full.save; and the noise's digest."""
     guest = Guest(lab, f"kept-{request.param}", kind=request.param, more=("vcpus=2",))
+    hotplug.await_workers(lab)
     guest.start()
     guest.run(f"head -c {NOISE} /dev/urandom > /tmp/noise")
     digest = guest.run("sha256sum /tmp/noise")
@@ -35,7 +42,9 @@ def test_a_guest_is_as_it_was(lab, saved):
     lab.do("xen-hotplug savefile compact /tmp/full.save /tmp/sparse.save")
     lab.do("xen-hotplug savefile compact --dense /tmp/full.save /tmp/dense.save")
     for form in ("full", "sparse", "dense"):
+        before = lab.do(WORKERS)
         restore(lab, f"/tmp/{form}.save")
+        assert lab.do(WORKERS) != before, "the worker that did it has ended, and another is there"
         assert guest.run("sha256sum /tmp/noise") == digest
         assert guest.run("grep -c ^processor /proc/cpuinfo") == "2"
         if form != "dense":
@@ -52,3 +61,57 @@ def test_a_guest_is_as_it_was(lab, saved):
     assert refused.status != 0
     assert "truncated: it ends at byte" in refused.stderr, str(refused)
     hotplug.refuse_leaks(lab)
+
+
+def test_without_an_agent(lab, saved):
+    """A Python is started for it."""
+    guest, digest = saved
+    hotplug.stop_agent(lab)
+    assert lab.dom0("pgrep -x 'restore-(server|worker)'").status == 1
+    restore(lab, "/tmp/full.save")
+    assert guest.run("sha256sum /tmp/noise") == digest
+    guest.destroy()
+
+
+def test_killed_in_the_middle(lab, saved):
+    """Nothing is left: no guest, no worker, no memory."""
+    guest, digest = saved
+    free = "$(xl info free_memory)"
+    before = lab.do(f"echo {free}").strip()
+    for number, victim in (("TERM", "pgrep -x libxl-save-help"), ("KILL", AT_WORK)):
+        hang = f"(head -c 30M /tmp/full.save; sleep 60) | {OURS} xl restore"
+        lab.do(f"({hang} {guest.config_path} /dev/stdin >/run/hang 2>&1) &")
+        lab.wait_for(f"[ $(({before} - {free})) -gt 20 ]", "it has begun")
+        lab.do(f"kill -{number} $({victim}); pkill -x sleep")
+        lab.wait_for("! pgrep -x libxl-save-help", "what libxl runs is gone")
+        lab.wait_for(f"[ {free} -ge {before} ]", "its memory is free again")
+        assert not guest.is_there
+    restore(lab, "/tmp/full.save")
+    assert guest.run("sha256sum /tmp/noise") == digest
+    guest.destroy()
+
+
+def test_again_and_again(lab, saved):
+    guest, digest = saved
+    lab.do("xl dmesg -c >/dev/null")
+    free = lab.do("xl info free_memory").strip()
+    for _ in range(20):
+        restore(lab, "/tmp/full.save")
+        guest.destroy()
+    restore(lab, "/tmp/full.save")
+    assert guest.run("sha256sum /tmp/noise") == digest
+    guest.destroy()
+    lab.wait_for(f"[ $(xl info free_memory) -ge {free} ]", "all memory is free again")
+    assert "mm.c" not in lab.do("xl dmesg"), "Xen says that a page has the wrong type"
+
+
+def test_four_at_once(lab, saved):
+    """Their names are those of one guest, so each restore is given a configuration."""
+    guest, _ = saved
+    names = [f"four-{number}" for number in range(4)]
+    for name in names:
+        lab.put(f"/tmp/{name}.cfg", guest.config().replace(guest.name, name))
+    restores = [f"{OURS} xl restore /tmp/{name}.cfg /tmp/full.save >/dev/null" for name in names]
+    done = lab.dom0("\n".join(f"{one} &" for one in restores) + "\nwait; xl list", limit=300)
+    assert all(name in done.stdout for name in names), str(done)
+    hotplug.destroy_guests(lab, "four-")

@@ -25,6 +25,9 @@
 #define PFN_MASK ((UINT64_C(1) << 52) - 1)
 #define FRAME_MASK UINT64_C(0x000ffffffffff000)
 #define PRESENT 1
+#define SUPERPAGE 0x80
+#define TYPE_SHIFT 28 /* of XEN_DOMCTL_PFINFO_* */
+#define TYPE_REST UINT64_C(0x0fffffff)
 
 /* Page types, as the highest four bits of an entry have them. */
 enum { NOTAB = 0, L1TAB = 1, L4TAB = 4, PIN = 8, BROKEN = 13, XALLOC = 14, XTAB = 15 };
@@ -608,6 +611,208 @@ without_out:
 	return result;
 }
 
+/* describe(types, frames, first, entries, mapped): entries of a PAGE_DATA record for a row of pfns.
+ *
+ * types: a word for each pfn from ``first`` on, its XEN_DOMCTL_PFINFO_*; frames: its frame. Fills
+ * entries {type << 60 | pfn}, and mapped with the frames of those that have a page of data. Returns
+ * how many these are; ValueError names the first whose type is unknown. */
+static PyObject *describe(PyObject *self, PyObject *arguments)
+{
+	PyObject *objects[4], *result = NULL; /* types, frames, entries, mapped */
+	struct words words[4];
+	unsigned long long first;
+	size_t count = 0;
+	int taken = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOKOO", &objects[0], &objects[1], &first, &objects[2],
+			      &objects[3]))
+		return NULL;
+	for (; taken < 4; taken++)
+		if (!take_words(objects[taken], &words[taken], taken > 1))
+			goto end;
+	for (int i = 1; i < 4; i++)
+		if (words[i].count < words[0].count) {
+			PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+			goto end;
+		}
+	for (size_t i = 0; i < words[0].count; i++) {
+		uint64_t type = words[0].at[i] >> TYPE_SHIFT;
+
+		if (words[0].at[i] & TYPE_REST || type > XTAB || (type > L4TAB && type <= PIN)) {
+			PyErr_Format(PyExc_ValueError, "pfn %llu has the unknown type %llu", first + i,
+				     (unsigned long long)words[0].at[i]);
+			goto end;
+		}
+		words[2].at[i] = type << 60 | (first + i);
+		if (type < BROKEN)
+			words[3].at[count++] = words[1].at[i];
+	}
+	result = PyLong_FromSize_t(count);
+end:
+	while (taken--)
+		PyBuffer_Release(&words[taken].view);
+	return result;
+}
+
+/* runs(data, entries, look, as_hvm, out, tables): which pages of a record are alike, in a row.
+ *
+ * data: the pages of those entries {type << 60 | pfn} that have one; look: whether zero pages are
+ * told from others; as_hvm: tables are plain data. Fills out with words {length << 2 | kind}, kind 0
+ * for zero pages, 1 for plain ones, 2 for page tables; and tables with {type << 60 | index in data}
+ * of each page table. Both have room for as many words as there are entries. Returns the two
+ * counts. */
+static PyObject *runs(PyObject *self, PyObject *arguments)
+{
+	PyObject *data_object, *objects[3], *result = NULL; /* entries, out, tables */
+	struct words words[3];
+	Py_buffer data;
+	size_t page = 0, count = 0, tables = 0;
+	int taken = 0, look, as_hvm;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOppOO", &data_object, &objects[0], &look, &as_hvm,
+			      &objects[1], &objects[2]))
+		return NULL;
+	if (PyObject_GetBuffer(data_object, &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	for (; taken < 3; taken++)
+		if (!take_words(objects[taken], &words[taken], taken > 0))
+			goto end;
+	for (size_t i = 0; i < words[0].count; i++)
+		page += words[0].at[i] >> 60 < BROKEN;
+	if (words[1].count < words[0].count || words[2].count < words[0].count ||
+	    (size_t)data.len / PAGE < page || (uintptr_t)data.buf % 8) {
+		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+		goto end;
+	}
+	page = 0;
+	Py_BEGIN_ALLOW_THREADS
+	for (size_t i = 0; i < words[0].count; i++) {
+		unsigned type = (unsigned)(words[0].at[i] >> 60);
+		uint64_t kind = 1;
+
+		if (type >= BROKEN)
+			continue;
+		if (!as_hvm && is_table(type)) {
+			kind = 2;
+			words[2].at[tables++] = (uint64_t)type << 60 | page;
+		} else if (look && is_zero((const uint8_t *)data.buf + page * PAGE))
+			kind = 0;
+		if (count && (words[1].at[count - 1] & 3) == kind)
+			words[1].at[count - 1] += 4;
+		else
+			words[1].at[count++] = 4 | kind;
+		page++;
+	}
+	Py_END_ALLOW_THREADS
+	result = Py_BuildValue("nn", (Py_ssize_t)count, (Py_ssize_t)tables);
+end:
+	while (taken--)
+		PyBuffer_Release(&words[taken].view);
+	PyBuffer_Release(&data);
+	return result;
+}
+
+/* The first of a page table's entries that are Xen's own, and the one behind the last.
+ *
+ * A 64-bit guest has them in its L4 tables. Of a 32-bit one's L3 tables only four entries are its
+ * own, and one of its L2 tables begins Xen's part with the frame of the m2p for such guests. */
+static void xen_entries(unsigned level, unsigned levels, const uint64_t *table, uint64_t compat,
+			size_t *first, size_t *end)
+{
+	*first = *end = 0;
+	if (levels == 4 && level == 4) {
+		*first = 256;
+		*end = 272;
+	} else if (levels == 3 && level == 3) {
+		*first = 4;
+		*end = ENTRIES;
+	} else if (levels == 3 && level == 2 && (table[428] & FRAME_MASK) / PAGE == compat) {
+		*first = 428;
+		*end = ENTRIES;
+	}
+}
+
+/* One page table; 0 if all is well, else what is wrong with the entry that *at is set to. */
+static const char *normalise_one(const uint64_t *table, uint64_t *out, unsigned level,
+				 unsigned levels, uint64_t compat, const struct words *m2p,
+				 const struct words *p2m, size_t *at)
+{
+	size_t first, end;
+
+	xen_entries(level, levels, table, compat, &first, &end);
+	for (size_t i = 0; i < ENTRIES; i++) {
+		uint64_t entry = i >= first && i < end ? 0 : table[i];
+		uint64_t frame = (entry & FRAME_MASK) / PAGE, pfn;
+
+		*at = i;
+		if (entry & PRESENT) {
+			if (level > 1 && entry & SUPERPAGE)
+				return "maps a superpage";
+			pfn = frame < m2p->count ? m2p->at[frame] : INVALID;
+			if (pfn >= p2m->count || p2m->at[pfn] != frame)
+				return "maps a frame that is not the guest's";
+			entry = (entry & ~FRAME_MASK) | pfn * PAGE;
+		}
+		out[i] = entry;
+	}
+	return NULL;
+}
+
+/* normalise(data, tables, levels, compat, m2p, p2m, out): page tables with pfns for frames.
+ *
+ * tables: words {type << 60 | index of the page in data}; levels: 4 or 3, of the guest; compat: the
+ * first frame of the m2p that Xen shows to 32-bit guests. out: a page for each. Xen's own entries
+ * become zero. ValueError if an entry is of a frame that the guest does not have, or of a
+ * superpage. */
+static PyObject *normalise(PyObject *self, PyObject *arguments)
+{
+	PyObject *data_object, *objects[4], *result = NULL; /* tables, m2p, p2m, out */
+	struct words words[4];
+	Py_buffer data;
+	unsigned levels;
+	unsigned long long compat;
+	const char *problem = NULL;
+	size_t table = 0, entry = 0;
+	int taken = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "OOIKOOO", &data_object, &objects[0], &levels, &compat,
+			      &objects[1], &objects[2], &objects[3]))
+		return NULL;
+	if (PyObject_GetBuffer(data_object, &data, PyBUF_SIMPLE) < 0)
+		return NULL;
+	for (; taken < 4; taken++)
+		if (!take_words(objects[taken], &words[taken], taken == 3))
+			goto end;
+	for (size_t i = 0; i < words[0].count; i++)
+		if ((words[0].at[i] & PFN_MASK) >= (size_t)data.len / PAGE ||
+		    words[3].count / ENTRIES < words[0].count || (uintptr_t)data.buf % 8) {
+			PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+			goto end;
+		}
+	Py_BEGIN_ALLOW_THREADS
+	for (; table < words[0].count && !problem; table++) {
+		const uint8_t *page = (const uint8_t *)data.buf + (words[0].at[table] & PFN_MASK) * PAGE;
+
+		problem = normalise_one((const void *)page, words[3].at + table * ENTRIES,
+					(unsigned)(words[0].at[table] >> 60) & 7, levels, compat,
+					&words[1], &words[2], &entry);
+	}
+	Py_END_ALLOW_THREADS
+	if (problem)
+		PyErr_Format(PyExc_ValueError, "entry %zu of a page table of level %u %s", entry,
+			     (unsigned)(words[0].at[table - 1] >> 60) & 7, problem);
+	else
+		result = Py_NewRef(Py_None);
+end:
+	while (taken--)
+		PyBuffer_Release(&words[taken].view);
+	PyBuffer_Release(&data);
+	return result;
+}
+
 static PyMethodDef functions[] = {
 	{"classify", classify, METH_VARARGS, NULL},
 	{"unpopulated", unpopulated, METH_VARARGS, NULL},
@@ -622,6 +827,9 @@ static PyMethodDef functions[] = {
 	{"localise", localise, METH_VARARGS, NULL},
 	{"operations", operations, METH_VARARGS, NULL},
 	{"pinned", pinned, METH_VARARGS, NULL},
+	{"describe", describe, METH_VARARGS, NULL},
+	{"runs", runs, METH_VARARGS, NULL},
+	{"normalise", normalise, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

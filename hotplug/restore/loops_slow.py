@@ -10,13 +10,17 @@ import errno
 import os
 import struct
 from array import array
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PAGE = 4096
 EXTENT = 512  # pages of a superpage
 INVALID = (1 << 64) - 1
 PFN_MASK = (1 << 52) - 1
 FRAME_MASK = 0x000FFFFFFFFFF000
-PRESENT = 1
+PRESENT, SUPERPAGE = 1, 0x80
 PIN, BROKEN, XALLOC, XTAB = 8, 13, 14, 15
 RESERVED = range(5, 9)
 ZERO = bytes(PAGE)
@@ -197,3 +201,100 @@ def pinned(types: bytearray, level: int, out: array[int]) -> int:
     for place, pfn in enumerate(found):
         out[place] = pfn
     return len(found)
+
+
+def describe(
+    types: array[int], frames: array[int], first: int, entries: array[int], mapped: array[int]
+) -> int:
+    if min(len(frames), len(entries), len(mapped)) < len(types):
+        raise ValueError("a buffer is too small")
+    count = 0
+    for place, word in enumerate(types):
+        kind, rest = word >> 28, word & 0x0FFFFFFF
+        if rest or kind > XTAB or kind in RESERVED:
+            raise ValueError(f"pfn {first + place} has the unknown type {word}")
+        entries[place] = kind << 60 | first + place
+        if kind < BROKEN:
+            mapped[count] = frames[place]
+            count += 1
+    return count
+
+
+def runs(
+    data: memoryview,
+    entries: array[int],
+    look: bool,  # noqa: FBT001 - as the one in C
+    as_hvm: bool,  # noqa: FBT001
+    out: array[int],
+    tables: array[int],
+) -> tuple[int, int]:
+    kinds = [entry >> 60 for entry in entries if entry >> 60 < BROKEN]
+    if min(len(out), len(tables)) < len(entries) or len(data) // PAGE < len(kinds):
+        raise ValueError("a buffer is too small")
+    count = tabled = 0
+    for place, kind in enumerate(kinds):
+        page = 1
+        if not as_hvm and is_table(kind):
+            page = 2
+            tables[tabled] = kind << 60 | place
+            tabled += 1
+        elif look and data[place * PAGE : (place + 1) * PAGE] == ZERO:
+            page = 0
+        if count and out[count - 1] & 3 == page:
+            out[count - 1] += 4
+        else:
+            out[count] = 4 | page
+            count += 1
+    return count, tabled
+
+
+def normalise(
+    data: memoryview,
+    tables: array[int],
+    levels: int,
+    compat: int,
+    m2p: memoryview,
+    p2m: array[int],
+    out: bytearray,
+) -> None:
+    frames = memoryview(m2p).cast("B").cast("Q")
+    pages = memoryview(data).cast("B")
+    if any((one & PFN_MASK) >= len(pages) // PAGE for one in tables) or (
+        len(out) // PAGE < len(tables)
+    ):
+        raise ValueError("a buffer is too small")
+    for place, one in enumerate(tables):
+        at = (one & PFN_MASK) * PAGE
+        table = struct.unpack_from("<512Q", pages, at)
+        level = one >> 60 & 7
+        result = normalised(table, level, xen_entries(table, level, levels, compat), frames, p2m)
+        struct.pack_into("<512Q", out, place * PAGE, *result)
+
+
+def xen_entries(table: Sequence[int], level: int, levels: int, compat: int) -> range:
+    if (levels, level) == (4, 4):
+        return range(256, 272)
+    if (levels, level) == (3, 3):
+        return range(4, 512)
+    if (levels, level) == (3, 2) and (table[428] & FRAME_MASK) // PAGE == compat:
+        return range(428, 512)
+    return range(0)
+
+
+def normalised(
+    table: Sequence[int], level: int, xens: range, m2p: memoryview, p2m: array[int]
+) -> list[int]:
+    result = []
+    for place, found in enumerate(table):
+        entry = 0 if place in xens else found
+        if entry & PRESENT:
+            frame = (entry & FRAME_MASK) // PAGE
+            what = f"entry {place} of a page table of level {level}"
+            if level > 1 and entry & SUPERPAGE:
+                raise ValueError(f"{what} maps a superpage")
+            pfn = m2p[frame] if frame < len(m2p) else INVALID
+            if pfn >= len(p2m) or p2m[pfn] != frame:
+                raise ValueError(f"{what} maps a frame that is not the guest's")
+            entry = entry & ~FRAME_MASK | pfn * PAGE
+        result.append(entry)
+    return result

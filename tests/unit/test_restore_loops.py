@@ -223,6 +223,136 @@ def test_buffers_that_are_too_small(loops):
         loops.place_pages(row(1), bytes(1), 0, False, *[room(1)] * 3, room(0))
 
 
+# Saving
+
+
+def pages(*some):
+    """Pages in memory, as a window has them."""
+    return memoryview(bytearray(b"".join(some)))
+
+
+@BOTH
+def test_describe(loops):
+    types = row(0, 0xF0000000, 0x90000000, 0xD0000000, 0x40000000, 0xE0000000)
+    entries, mapped = room(6), room(6)
+    assert loops.describe(types, row(70, INVALID, 72, 73, 74, 75), 5, entries, mapped) == 3
+    kinds = (NOTAB, XTAB, PIN | L1, BROKEN, L4, XALLOC)
+    assert entries == row(*(entry(kind, 5 + at) for at, kind in enumerate(kinds)))
+    assert mapped[:3] == row(70, 72, 74)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [0x50000000, 0x80000000, 0x10000001, 1 << 32])
+def test_describe_refuses(loops, kind):
+    with pytest.raises(ValueError, match=f"pfn 8 has the unknown type {kind}"):
+        loops.describe(row(0, kind), row(1, 2), 7, room(2), room(2))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("look", "as_hvm", "expected"),
+    [
+        (True, False, [(1, 1), (1, 2), (1, 0), (2, 2), (2, 1), (2, 0)]),
+        (True, True, [(2, 1), (1, 0), (1, 1), (1, 0), (2, 1), (2, 0)]),
+        (False, False, [(1, 1), (1, 2), (1, 1), (2, 2), (4, 1)]),
+        (False, True, [(9, 1)]),
+    ],
+)
+def test_runs(loops, look, as_hvm, expected):
+    one, zero = b"\1" * PAGE, bytes(PAGE)
+    last = bytes(PAGE - 1) + b"\1"
+    data = pages(one, last, zero, one, zero, one, last, zero, zero, b"more")
+    kinds = (NOTAB, XTAB, L1, NOTAB, PIN | L4, BROKEN, L1, NOTAB, NOTAB, NOTAB, XALLOC, NOTAB)
+    entries = row(*(entry(kind, at) for at, kind in enumerate(kinds)))
+    out, tables = room(len(kinds)), room(len(kinds))
+    count, tabled = loops.runs(data, entries, look, as_hvm, out, tables)
+    assert [(word >> 2, word & 3) for word in out[:count]] == expected
+    assert list(tables[:tabled]) == (
+        [] if as_hvm else [entry(L1, 1), entry(PIN | L4, 3), entry(L1, 4)]
+    )
+
+
+def table_of(entries):
+    return struct.pack("<512Q", *(entries.get(at, 0) for at in range(512)))
+
+
+@BOTH
+def test_normalise(loops):
+    m2p = row(INVALID, 2, 0, INVALID, 9, 1)  # frame 5 has pfn 1, and so on
+    p2m = row(2, 5, 1)
+    first = table_of({0: 5 << 12 | 1, 1: 2 << 12 | 0x8000000000000067, 2: 99 << 12, 3: 1 << 12 | 1})
+    data = pages(bytes(PAGE), first, first)
+    out = bytearray(2 * PAGE)
+    loops.normalise(data, row(entry(L1, 2), entry(PIN | L4, 1)), 4, INVALID, m2p, p2m, out)
+    wanted = table_of({0: 1 << 12 | 1, 1: 0x8000000000000067, 2: 99 << 12, 3: 2 << 12 | 1})
+    assert out == wanted * 2
+    assert data[PAGE : 2 * PAGE] == first
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("levels", "kind", "compat", "own"),
+    [
+        (4, L4, INVALID, range(256, 272)),
+        (4, 3, INVALID, ()),
+        (3, PIN | 3, 77, range(4, 512)),
+        (3, 2, 77, ()),
+        (3, 2, 5, range(428, 512)),
+        (3, L1, 5, ()),
+    ],
+)
+def test_what_is_xens_in_a_page_table(loops, levels, kind, compat, own):
+    """It is taken out, whatever frames it names."""
+    m2p, p2m = row(INVALID, INVALID, INVALID, INVALID, INVALID, 0), row(5)
+    entries = dict.fromkeys(range(512), 5 << 12 | 1)
+    entries |= {at: 99 << 12 | 0x81 for at in own if at != 428}
+    out = bytearray(PAGE)
+    loops.normalise(pages(table_of(entries)), row(entry(kind, 0)), levels, compat, m2p, p2m, out)
+    assert [word != 0 for (word,) in struct.iter_unpack("<Q", out)] == [
+        at not in own for at in range(512)
+    ]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("kind", "word", "said"),
+    [
+        (2, 5 << 12 | 0x81, "entry 7 of a page table of level 2 maps a superpage"),
+        (PIN | L1, 4 << 12 | 1, "entry 7 of a page table of level 1 maps a frame that is not the"),
+        (L1, 0 << 12 | 1, "maps a frame that is not the guest's"),
+        (L1, 6 << 12 | 1, "maps a frame that is not the guest's"),
+        (L1, 3 << 12 | 1, "maps a frame that is not the guest's"),
+    ],
+)
+def test_page_tables_that_cannot_be_saved(loops, kind, word, said):
+    m2p, p2m = row(INVALID, 2, 0, 0, 9, 1), row(2, 5, 1)
+    data = pages(table_of({0: 5 << 12 | 1, 7: word}))
+    with pytest.raises(ValueError, match=said):
+        loops.normalise(data, row(entry(kind, 0)), 4, INVALID, m2p, p2m, bytearray(PAGE))
+
+
+@BOTH
+def test_a_large_page_of_an_l1_table_is_its_pat_bit(loops):
+    data = pages(table_of({0: 5 << 12 | 0x81}))
+    out = bytearray(PAGE)
+    loops.normalise(data, row(entry(L1, 0)), 4, INVALID, row(1, 1, 1, 1, 1, 0), row(5), out)
+    assert out == table_of({0: 0x81})
+
+
+@BOTH
+def test_buffers_that_are_too_small_to_save(loops):
+    with pytest.raises(ValueError, match="too small"):
+        loops.describe(row(0, 0), row(1), 0, room(2), room(2))
+    with pytest.raises(ValueError, match="too small"):
+        loops.runs(pages(bytes(PAGE)), row(1, 2), True, False, room(2), room(2))
+    with pytest.raises(ValueError, match="too small"):
+        loops.runs(pages(bytes(PAGE)), row(1), True, False, room(0), room(1))
+    with pytest.raises(ValueError, match="too small"):
+        loops.normalise(pages(bytes(PAGE)), row(1), 4, 0, row(), row(), bytearray(PAGE))
+    with pytest.raises(ValueError, match="too small"):
+        loops.normalise(pages(bytes(PAGE)), row(0), 4, 0, row(), row(), bytearray(8))
+
+
 entries = st.lists(
     st.builds(entry, st.sampled_from(KINDS), st.integers(0, 40)), min_size=1, max_size=60
 )
@@ -262,6 +392,27 @@ def test_tables_alike(cells, frames):
                 p2m[pfn] = 1000 + index
             loops.localise(tables, p2m)
             found.append((bytes(tables), count, out))
+        except ValueError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 511), st.integers(0, 45), st.integers(0, 2**9 - 1))),
+    st.lists(st.integers(0, 45), min_size=41, max_size=41),
+    st.sampled_from([(4, 1), (4, 4), (3, 2), (3, 3)]),
+)
+def test_normalised_alike(cells, frames, kind):
+    levels, level = kind
+    data = pages(table_of({at: frame << 12 | flags for at, frame, flags in cells}))
+    m2p = row(*(frames.index(frame) if frame in frames else INVALID for frame in range(46)))
+    found = []
+    for loops in (_native, loops_slow):
+        out = bytearray(PAGE)
+        try:
+            loops.normalise(data, row(entry(level, 0)), levels, 7, m2p, row(*frames), out)
+            found.append(out)
         except ValueError as error:
             found.append(str(error))
     assert found[0] == found[1]

@@ -73,6 +73,14 @@ class RestoreError(HotplugError):
         self.number = number
 
 
+class SaveError(HotplugError):
+    """A guest cannot be saved; ``number`` is the errno that the toolstack is told."""
+
+    def __init__(self, text: str, number: int = errno.EINVAL) -> None:
+        super().__init__(text)
+        self.number = number
+
+
 class ConfigError(HotplugError):
     """The configuration file cannot be used."""
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import os
 import struct
 from array import array
 
+from hotplug.restore.pages import PAGE_TABLES
 from hotplug.restore.xenlibs import Domain, Window
 
 PAGE = 4096
@@ -21,6 +23,8 @@ DIRT = b"\xaa" * PAGE  # what a fresh frame has in it
 CLEAR_PAGE = 16
 OPERATION = struct.Struct("<IIQQ")
 SHARED_INFO = 0x77
+TREE = (12, 13)  # pfns of a guest's own that hold the p2m's upper levels
+START = {8: (56, 72, "<Q"), 4: (44, 52, "<I")}  # start_info: the store's and the console's page
 
 
 class FakeXen:
@@ -86,6 +90,10 @@ class FakeXen:
                 self.pages[frame] = DIRT
             frames[index] = first
         return len(frames)
+
+    def pfn_of(self, frame):
+        """The pfn of a frame."""
+        return next(pfn for pfn, found in self.p2m.items() if found == frame)
 
     def _fresh(self, size):
         """Frames that look nothing like the pfns, with gaps between them."""
@@ -158,6 +166,80 @@ class FakeXen:
         self.seeded = frames
 
 
+class FakeState:
+    """What ``hotplug.restore.xenstate.State`` tells of the domain of a ``FakeXen``."""
+
+    def __init__(self, xen):
+        self.xen = xen
+        self.kinds = {}  # frame: type of page, as an entry of a batch has it
+        self.compat = 0x99999
+        self.leaves, self.msr_policy = bytes(range(48)), struct.pack("<IIQ", 0xCE, 0, 1 << 31)
+        self.online = {0}
+        self.dirty_log = True
+        self.failures = {}  # name of an operation: OSError
+
+    def _called(self, name):
+        if name in self.failures:
+            raise self.failures[name]
+
+    def types(self, _domid, frames):
+        self._called("types")
+        assert self.xen.info.suspended, "it runs, and the types of its pages change"
+        found = array("Q", bytes(8 * len(frames)))
+        for index, frame in enumerate(frames):
+            known = frame in self.xen.pages and frame != SHARED_INFO
+            found[index] = (self.kinds.get(frame, 0) if known else 0xF) << 28
+        return found
+
+    def m2p(self):
+        self._called("m2p")
+        table = array("Q", b"\xff" * (8 * (max(self.xen.pages) + 1)))
+        for pfn, frame in self.xen.p2m.items():
+            table[frame] = pfn
+        buffer = (ctypes.c_char * (8 * len(table))).from_buffer(table)
+        address = ctypes.addressof(buffer)
+        self.xen.windows[address] = (buffer, [], False)
+        return Window(self.xen, address, -(-8 * len(table) // PAGE))
+
+    def compat_m2p(self):
+        return self.compat
+
+    def pfns(self, _domid):
+        return max(self.xen.p2m) + 1
+
+    def stop_dirty_log(self, _domid):
+        self.dirty_log = False
+
+    def policy(self, _domid):
+        self._called("policy")
+        return self.leaves, self.msr_policy
+
+    def tsc(self, _domid):
+        return next(entry[1:] for entry in self.xen.log if entry[0] == "set_tsc")
+
+    def is_online(self, _domid, vcpu):
+        return vcpu in self.online
+
+    def context(self, _domid, vcpu):
+        self._called("context")
+        return self.xen.contexts[vcpu].ljust(5168, b"\x55")
+
+    def extended(self, _domid, vcpu):
+        return self.xen.blobs.get(("extended", vcpu), b"")
+
+    def xsave(self, _domid, vcpu):
+        return self.xen.blobs.get(("xsave", vcpu), b"")
+
+    def msrs(self, _domid, vcpu):
+        return self.xen.blobs.get(("msrs", vcpu), b"")
+
+    def hvm_context(self, _domid):
+        return self.xen.context
+
+    def param(self, _domid, index):
+        return self.xen.params.get(index, 0)
+
+
 class FakeToolstack:
     """Keeps what it is told."""
 
@@ -176,6 +258,64 @@ class FakeToolstack:
         self.static_data.append((cpuid_missing, msrs_missing))
         if self.refuses:
             raise self.refuses
+
+
+class FakeSaving(FakeToolstack):
+    """Has the guest suspended when it is asked to."""
+
+    def __init__(self, xen):
+        super().__init__()
+        self._xen = xen
+        self.calls = []
+        self.obeys = True
+        self.logs = True
+
+    def suspend(self):
+        self.calls.append("suspend")
+        assert not self._xen.windows or not self._xen.info.is_hvm
+        if self.refuses:
+            raise self.refuses
+        self._xen.info = dataclasses.replace(self._xen.info, suspended=self.obeys)
+
+    def log_dirty(self, *, enable):
+        self.calls.append(("log_dirty", enable))
+        return self.logs
+
+
+def prepare(xen, guest):
+    """What the guest and the hypervisor do between a restore and a save."""
+    width = guest.width
+    letter = "Q" if width == 8 else "I"
+    state = FakeState(xen)
+    state.kinds = {xen.p2m[one.pfn]: one.kind for one in guest.memory if one.kind in PAGE_TABLES}
+    state.online = set(xen.contexts)
+    per = PAGE // width
+    last = max(one.pfn for one in guest.memory)
+    top, middle = (xen.p2m[pfn] for pfn in TREE)
+    leaves = [xen.p2m[pfn] for pfn in guest_p2m(last, per)]
+    put_words(xen, top, letter, [middle])
+    put_words(xen, middle, letter, leaves)
+    info = bytearray(xen.pages[SHARED_INFO])
+    at = {8: 3088, 4: 2316}[width]
+    struct.pack_into(f"<6{letter}", info, at, last + 1, top, 0, 0, 0, 0)
+    xen.pages[SHARED_INFO] = bytes(info)
+    # The guest has pfns in start_info when it suspends itself.
+    start = bytearray(xen.pages[xen.p2m[0]])
+    store, console, number = START[width]
+    struct.pack_into(number, start, store, 7)
+    struct.pack_into(number, start, console, 8)
+    xen.pages[xen.p2m[0]] = bytes(start)
+    return state
+
+
+def guest_p2m(last, per):
+    """The pfns of the p2m's frames, as the streams of these tests have them."""
+    return (2, 16, 17, 18)[: last // per + 1]
+
+
+def put_words(xen, frame, letter, words):
+    page = struct.pack(f"<{len(words)}{letter}", *words)
+    xen.pages[frame] = page.ljust(PAGE, b"\0")
 
 
 @contextlib.contextmanager

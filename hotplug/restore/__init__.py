@@ -12,4 +12,9 @@
 - forms, inplace: plain, sparse and dense files
 - convert, output: old files into new ones; files that appear when they are complete
 - strict, summary: every rule of the format; figures
+- xenlibs, xenstate: Xen's libraries: what is done to a domain, what is told of it
+- guest, pv, hvm, memory, reading, shared: a guest restored
+- saving, pvsaving, hvmsaving, p2m: a guest saved
+- helper, saver, messages: libxl-save-helper, for restores and for saves
+- loops: what goes over each page, in C or in Python
 """

@@ -2,8 +2,8 @@
 
 libxl talks to it over its stdin and stdout (messages.py), and reads on from the same open file
 when it has ended. What is not done here is handed to Xen's own helper, with the same arguments
-and descriptors, before anything was read or said: saving, images with checkpoints, releases of
-Xen that we do not know.
+and descriptors, before anything was read or said: saving while the guest runs, images with
+checkpoints, releases of Xen that we do not know.
 
 libxl takes a non-zero exit status for a failure whatever was said, and a process that ends before
 the last answer was read as well. It waits for our end before it goes on.
@@ -39,7 +39,7 @@ PLACES = (  # as in installation.py
     *(f"/usr/{folder}/xen/bin" for folder in ("lib", "libexec", "local/lib", "local/libexec")),
 )
 NAME = "libxl-save-helper"
-RESTORE_WORDS = 11  # argc
+RESTORE_WORDS, SAVE_WORDS = 11, 8  # argc
 USAGE = 2  # exit status
 TENTHS = 10  # progress is told so often; each message wakes libxl up, and Xen's own tells none
 
@@ -68,10 +68,13 @@ class Call:
 class Libxl:
     """Who started us, at the other end of two pipes."""
 
-    def __init__(self, inward: int, outward: int, callbacks: int) -> None:
+    def __init__(
+        self, inward: int, outward: int, callbacks: int, doing: str = "restoring memory"
+    ) -> None:
         self._in = inward
         self._out = outward
         self._callbacks = callbacks
+        self._doing = doing
         self._tenth = 0  # of the guest's memory that progress was told of
 
     def say(self, message: bytes) -> None:
@@ -99,7 +102,7 @@ class Libxl:
         tenth = TENTHS * done // total if total else 0
         if tenth > self._tenth:
             self._tenth = tenth
-            self.say(messages.progress("restoring memory", done, total))
+            self.say(messages.progress(self._doing, done, total))
 
     def static_data_done(self, *, cpuid_missing: bool, msrs_missing: bool) -> None:
         if not self._callbacks & 1 << Number.STATIC_DATA_DONE:
@@ -123,13 +126,14 @@ def main(argv: Sequence[str]) -> int:
     """Do what libxl runs a helper for; the exit status. It may become another program instead."""
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    if len(argv) == SAVE_WORDS and argv[1] == "--save-domain":
+        return save(argv)
     if len(argv) != RESTORE_WORDS or argv[1] != "--restore-domain":
         stock(argv)
     try:
         call = Call.parse(argv)
     except ValueError:
-        print(f"{argv[0]}: arguments must be numbers: {' '.join(argv[2:])}", file=sys.stderr)
-        return USAGE
+        return refuse(argv)
     if call.stream_type:
         stock(argv)
     try:
@@ -140,11 +144,43 @@ def main(argv: Sequence[str]) -> int:
     return serve(xen, call)
 
 
+def save(argv: Sequence[str]) -> int:
+    """``--save-domain``. A restore, which shall begin at once, has no use for all that it needs."""
+    from hotplug.restore import saver  # noqa: PLC0415
+    from hotplug.restore.xenstate import State  # noqa: PLC0415
+
+    try:
+        call = saver.Call.parse(argv)
+    except ValueError:
+        return refuse(argv)
+    if not call.is_plain:
+        stock(argv)
+    try:
+        xen = Xen()
+        state = State(xen)
+        xen.domain(call.domid)
+    except (UnavailableError, OSError):
+        stock(argv)
+    major, _, minor = release().partition(".")
+    libxl = Libxl(0, apart(), call.callbacks, "saving memory")
+    return saver.serve(xen, state, call, libxl, (int(major), int(minor)))
+
+
+def refuse(argv: Sequence[str]) -> int:
+    print(f"{argv[0]}: arguments must be numbers: {' '.join(argv[2:])}", file=sys.stderr)
+    return USAGE
+
+
+def apart() -> int:
+    """A descriptor for our messages, so that nothing that a library prints gets between them."""
+    outward = os.dup(1)
+    os.dup2(2, 1)
+    return outward
+
+
 def serve(xen: Xen, call: Call) -> int:
     """The conversation with libxl."""
-    outward = os.dup(1)  # whatever a library prints must not get between our messages
-    os.dup2(2, 1)
-    libxl = Libxl(0, outward, call.callbacks)
+    libxl = Libxl(0, apart(), call.callbacks)
     try:
         try:
             results = restore(xen, Image(call.fd, "the image"), call.request, libxl)

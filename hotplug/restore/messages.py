@@ -70,6 +70,11 @@ def static_data_done(*, cpuid_missing: bool, msrs_missing: bool) -> bytes:
     return message(Number.STATIC_DATA_DONE, struct.pack("=I", cpuid_missing | msrs_missing << 1))
 
 
+def switch_logdirty(domid: int, *, enable: bool) -> bytes:
+    """The answer is an integer: 0 if the device model did it."""
+    return message(Number.SWITCH_QEMU_LOGDIRTY, struct.pack("=II", domid, enable))
+
+
 def restore_results(store: int, console: int) -> bytes:
     """The frames of the pages that the guest shares with xenstored and xenconsoled."""
     return message(Number.RESTORE_RESULTS, struct.pack("=QQ", store, console))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -19,13 +20,22 @@ ZEROS = bytes(1 << 20)
 
 
 class Output:
-    """Written from its beginning to its end. In a regular file, zeros become holes."""
+    """Written from its beginning to its end. In a regular file, zeros become holes.
 
-    def __init__(self, fd: int, name: str) -> None:
+    ``shared``: others have written before, and will go on behind what is written here. Then zeros
+    become holes where the file ends, and only there.
+    """
+
+    def __init__(self, fd: int, name: str, *, shared: bool = False) -> None:
         self.fd = fd
         self.name = name
         self.offset = 0
-        self._sparse = stat.S_ISREG(os.fstat(fd).st_mode)
+        status = os.fstat(fd)
+        self.sparse = stat.S_ISREG(status.st_mode)
+        if shared and self.sparse:
+            self.offset = os.lseek(fd, 0, os.SEEK_CUR)
+            appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+            self.sparse = status.st_size <= self.offset and not appends
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -36,7 +46,7 @@ class Output:
 
     def _some(self, view: memoryview) -> int:
         with self._named():
-            if self._sparse:
+            if self.sparse:
                 return os.pwrite(self.fd, view, self.offset)
             return os.write(self.fd, view)
 
@@ -49,7 +59,7 @@ class Output:
             raise
 
     def zeros(self, size: int) -> None:
-        if self._sparse:
+        if self.sparse:
             self.offset += size
             return
         while size:
@@ -57,9 +67,16 @@ class Output:
             self.write(memoryview(ZEROS)[:part])
             size -= part
 
+    def settle(self) -> None:
+        """Let the descriptor's own offset be behind what was written: somebody else goes on."""
+        if self.sparse:
+            with self._named():
+                os.ftruncate(self.fd, self.offset)
+                os.lseek(self.fd, self.offset, os.SEEK_SET)
+
     def finish(self) -> None:
         """Zeros at the end belong to the file too; and it is on the disk."""
-        if self._sparse:
+        if self.sparse:
             with self._named():
                 os.ftruncate(self.fd, self.offset)
                 os.fsync(self.fd)

@@ -128,3 +128,34 @@ def register(mfn: int, width: int) -> int:
     if mfn >> 32:
         raise StreamError(f"frame {mfn:#x} is beyond what a 32-bit guest can address")
     return (mfn << 12 | mfn >> 20) & 0xFFFFFFFF
+
+
+def normalised(context: bytes, width: int, pfn: Callable[[int, str], int], *, first: bool) -> bytes:
+    """A vcpu's state with pfns in the place of frames, as a save file has it.
+
+    ``pfn`` takes a frame and what it is; ``first``: it is vcpu 0, which names start_info.
+    """
+    layout = LAYOUTS[width]
+    state = bytearray(context[: CONTEXT_SIZE[width]])
+
+    def get(at: int) -> int:
+        return int(layout.number.unpack_from(state, at)[0])
+
+    def put(at: int, value: int) -> None:
+        layout.number.pack_into(state, at, value)
+
+    if first:
+        put(layout.start_info, pfn(get(layout.start_info), "start_info"))
+    entries = get(layout.gdt_entries)
+    if entries > GDT_ENTRIES_MAX:
+        raise StreamError(f"a GDT of {entries} entries, the limit is {GDT_ENTRIES_MAX}")
+    for index in range(-(-entries // GDT_PER_FRAME)):
+        at = layout.gdt_frames + width * index
+        put(at, pfn(get(at), "a vcpu's GDT"))
+    at = layout.ctrlreg + 3 * width
+    put(at, register(pfn(root(get(at), width), "a vcpu's page table"), width))
+    at = layout.ctrlreg + width
+    if width == 8 and get(at):
+        user = pfn(root(get(at), width), "a vcpu's user page table")
+        put(at, register(user, width) | GUEST_CR1_VALID)
+    return bytes(state)

@@ -14,6 +14,7 @@ Everything raises OSError with what was asked for.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
 MAJOR, OLDEST, NEWEST = 4, 14, 20  # releases of Xen
@@ -39,7 +40,8 @@ DOMCTL = struct.Struct("<IIH6x")  # command, interface version, domid; then 128 
 DOMCTL_SIZE = 144
 GETDOMAININFO, SET_ADDRESS_SIZE, GET_ADDRESS_SIZE = 5, 35, 36
 SET_EXT_VCPUCONTEXT, SETVCPUEXTSTATE, SET_VCPU_MSRS = 42, 62, 73
-HVM_GUEST = 1 << 1  # XEN_DOMINF_hvm_guest
+HVM_GUEST, SHUTDOWN = 1 << 1, 1 << 2  # XEN_DOMINF_hvm_guest, XEN_DOMINF_shutdown
+SHUTDOWN_REASON_SHIFT, SHUTDOWN_SUSPEND = 16, 2
 # xen/include/public/xen.h
 PIN_L1, CLEAR_PAGE = 0, 16
 VCPU_CONTEXT = 5168  # bytes, of a 64-bit vcpu_guest_context
@@ -106,6 +108,7 @@ class Domain:
     shared_info_frame: int  # mfn
     max_vcpu_id: int
     max_pages: int
+    suspended: bool = False  # it has shut down to be saved
 
 
 class Window:
@@ -146,7 +149,9 @@ def release() -> str:
         raise UnavailableError(f"{VERSION} tells no release of Xen: {error}") from error
 
 
-def load(version: str) -> dict[str, Callable[..., Any]]:
+def load(
+    version: str, signatures: Sequence[Signature] | None = None
+) -> dict[str, Callable[..., Any]]:
     """The functions of the libraries of a release; UnavailableError names what is missing."""
     major, _, minor = version.partition(".")
     if int(major) != MAJOR or not OLDEST <= int(minor) <= NEWEST:
@@ -162,7 +167,7 @@ def load(version: str) -> dict[str, Callable[..., Any]]:
     except OSError as error:
         raise UnavailableError(str(error)) from error
     found: dict[str, Callable[..., Any]] = {}
-    for where, name, result, arguments in SIGNATURES:
+    for where, name, result, arguments in signatures or SIGNATURES:
         function = next(
             (f for library in where.split() if (f := getattr(libraries[library], name, None))),
             None,
@@ -189,18 +194,18 @@ class Xen:
 
     def __init__(self) -> None:
         self._call = load(release())
-        self._control = self._call["xc_interface_open"](None, None, 0)
+        self.control = self._call["xc_interface_open"](None, None, 0)
         self._memory = self._call["xenforeignmemory_open"](None, 0)
-        if not self._control or not self._memory:
+        if not self.control or not self._memory:
             raise UnavailableError(
                 f"the hypervisor cannot be reached: {os.strerror(ctypes.get_errno())}"
             )
 
     def close(self) -> None:
         self._call["xenforeignmemory_close"](self._memory)
-        self._call["xc_interface_close"](self._control)
+        self._call["xc_interface_close"](self.control)
 
-    def _check(self, result: int, what: str) -> None:
+    def check(self, result: int, what: str) -> None:
         if result != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -209,38 +214,41 @@ class Xen:
 
     def domain(self, domid: int) -> Domain:
         """What a domain is; OSError ENOENT if there is none of this number."""
-        answer = self._domctl(GETDOMAININFO, domid, b"", f"domain {domid} cannot be looked at")
+        answer = self.domctl(GETDOMAININFO, domid, b"", f"domain {domid} cannot be looked at")
         found, flags = struct.unpack_from("<H2xI", answer)
         (pages,) = struct.unpack_from("<Q", answer, 16)
         (frame,) = struct.unpack_from("<Q", answer, 48)
         (vcpu,) = struct.unpack_from("<I", answer, 68)
         if found != domid:
             raise OSError(errno.ENOENT, f"there is no domain {domid}")
-        return Domain(domid, bool(flags & HVM_GUEST), frame, vcpu, pages)
+        reason = flags >> SHUTDOWN_REASON_SHIFT & 0xFF
+        suspended = bool(flags & SHUTDOWN) and reason == SHUTDOWN_SUSPEND
+        return Domain(domid, bool(flags & HVM_GUEST), frame, vcpu, pages, suspended)
 
-    def _domctl(self, command: int, domid: int, payload: bytes, what: str) -> bytes:
+    def domctl(self, command: int, domid: int, payload: bytes, what: str) -> bytes:
+        """The union of a struct xen_domctl, there and back."""
         buffer = ctypes.create_string_buffer(DOMCTL.pack(command, 0, domid) + payload, DOMCTL_SIZE)
-        self._check(self._call["xc_domctl"](self._control, buffer), what)
+        self.check(self._call["xc_domctl"](self.control, buffer), what)
         return buffer.raw[DOMCTL.size :]
 
     def address_size(self, domid: int) -> int:
         """Bits: 32 or 64."""
         what = f"domain {domid}: its address size cannot be read"
-        return int.from_bytes(self._domctl(GET_ADDRESS_SIZE, domid, b"", what)[:4], "little")
+        return int.from_bytes(self.domctl(GET_ADDRESS_SIZE, domid, b"", what)[:4], "little")
 
     def set_address_size(self, domid: int, bits: int) -> None:
         """Only before it has any memory, and only from 64 to 32."""
         what = f"domain {domid} cannot be made a {bits}-bit one"
-        self._domctl(SET_ADDRESS_SIZE, domid, struct.pack("<I", bits), what)
+        self.domctl(SET_ADDRESS_SIZE, domid, struct.pack("<I", bits), what)
 
     def set_cpu_policy(self, domid: int, leaves: bytes, msrs: bytes) -> None:
         """CPUID leaves of 24 bytes, MSRs of 16 bytes."""
         bad = (c_uint32 * 3)()
         at = [ctypes.byref(bad, 4 * i) for i in range(3)]
         result = self._call["xc_set_domain_cpu_policy"](
-            self._control, domid, len(leaves) // 24, leaves, len(msrs) // 16, msrs, *at
+            self.control, domid, len(leaves) // 24, leaves, len(msrs) // 16, msrs, *at
         )
-        self._check(
+        self.check(
             result,
             f"domain {domid}: the processor policy is refused"
             f" (leaf {bad[0]:x}, subleaf {bad[1]:x}, MSR {bad[2]:x})",
@@ -248,9 +256,9 @@ class Xen:
 
     def set_tsc(self, domid: int, mode: int, khz: int, nsec: int, incarnation: int) -> None:
         result = self._call["xc_domain_set_tsc_info"](
-            self._control, domid, mode, nsec, khz, incarnation
+            self.control, domid, mode, nsec, khz, incarnation
         )
-        self._check(result, f"domain {domid}: the time stamp counter cannot be set")
+        self.check(result, f"domain {domid}: the time stamp counter cannot be set")
 
     # Memory
 
@@ -260,10 +268,10 @@ class Xen:
         For a PV domain the pfns are replaced by the mfns that they got.
         """
         result = self._call["xc_domain_populate_physmap"](
-            self._control, domid, len(frames), order, flags, address_of(frames)
+            self.control, domid, len(frames), order, flags, address_of(frames)
         )
         if result < 0:
-            self._check(-1, f"domain {domid}: {len(frames)} pages of order {order} were refused")
+            self.check(-1, f"domain {domid}: {len(frames)} pages of order {order} were refused")
         return int(result)
 
     def clear(self, domid: int, operations: bytes) -> None:
@@ -277,8 +285,8 @@ class Xen:
         size = MAX_OPERATIONS * 24
         for start in range(0, len(operations), size):
             some = operations[start : start + size]
-            result = self._call["xc_mmuext_op"](self._control, some, len(some) // 24, domid)
-            self._check(result, f"domain {domid}: {what}")
+            result = self._call["xc_mmuext_op"](self.control, some, len(some) // 24, domid)
+            self.check(result, f"domain {domid}: {what}")
 
     def map(self, domid: int, frames: Sequence[int], *, writable: bool = True) -> Window:
         """Map frames (gfns: mfns of a PV domain, pfns of others); OSError if one cannot be."""
@@ -290,7 +298,7 @@ class Xen:
         )
         what = f"domain {domid}: {len(row)} pages cannot be mapped"
         if not address:
-            self._check(-1, what)
+            self.check(-1, what)
         window = Window(self, address, len(row))
         bad = next((number for number in errors if number), 0) if any(errors) else 0
         if bad:
@@ -300,18 +308,18 @@ class Xen:
 
     def unmap(self, window: Window) -> None:
         result = self._call["xenforeignmemory_unmap"](self._memory, window.address, window.count)
-        self._check(result, f"{window.count} pages cannot be unmapped")
+        self.check(result, f"{window.count} pages cannot be unmapped")
 
     # Virtual processors
 
     def set_context(self, domid: int, vcpu: int, context: bytes) -> None:
         buffer = ctypes.create_string_buffer(context, VCPU_CONTEXT)
-        result = self._call["xc_vcpu_setcontext"](self._control, domid, vcpu, buffer)
-        self._check(result, f"domain {domid}: the state of vcpu {vcpu} is refused")
+        result = self._call["xc_vcpu_setcontext"](self.control, domid, vcpu, buffer)
+        self.check(result, f"domain {domid}: the state of vcpu {vcpu} is refused")
 
     def set_extended(self, domid: int, vcpu: int, blob: bytes) -> None:
         what = f"domain {domid}: the extended state of vcpu {vcpu} is refused"
-        self._domctl(SET_EXT_VCPUCONTEXT, domid, blob, what)
+        self.domctl(SET_EXT_VCPUCONTEXT, domid, blob, what)
 
     def set_xsave(self, domid: int, vcpu: int, blob: bytes) -> None:
         what = f"domain {domid}: the floating-point state of vcpu {vcpu} is refused"
@@ -332,26 +340,32 @@ class Xen:
     def _with_buffer(
         self, command: int, domid: int, blob: bytes, payload: Callable[[int], bytes], what: str
     ) -> None:
-        """A domctl that points to memory, which has to be safe to be read by the hypervisor."""
-        handle = self._call["xc_interface_xcall_handle"](self._control)
-        buffer = self._call["xencall_alloc_buffer"](handle, len(blob))
+        """A domctl that points to memory."""
+        with self.buffer(len(blob), what) as buffer:
+            ctypes.memmove(buffer, blob, len(blob))
+            self.domctl(command, domid, payload(buffer), what)
+
+    @contextlib.contextmanager
+    def buffer(self, size: int, what: str) -> Iterator[int]:
+        """The address of memory that the hypervisor may read and write."""
+        handle = self._call["xc_interface_xcall_handle"](self.control)
+        buffer = self._call["xencall_alloc_buffer"](handle, size)
         if not buffer:
             raise OSError(errno.ENOMEM, what)
         try:
-            ctypes.memmove(buffer, blob, len(blob))
-            self._domctl(command, domid, payload(buffer), what)
+            yield buffer
         finally:
             self._call["xencall_free_buffer"](handle, buffer)
 
     # HVM
 
     def set_param(self, domid: int, index: int, value: int) -> None:
-        result = self._call["xc_hvm_param_set"](self._control, domid, index, value)
-        self._check(result, f"domain {domid}: HVM parameter {index} cannot be set to {value:#x}")
+        result = self._call["xc_hvm_param_set"](self.control, domid, index, value)
+        self.check(result, f"domain {domid}: HVM parameter {index} cannot be set to {value:#x}")
 
     def set_hvm_context(self, domid: int, context: bytes) -> None:
-        result = self._call["xc_domain_hvm_setcontext"](self._control, domid, context, len(context))
-        self._check(result, f"domain {domid}: its HVM context is refused")
+        result = self._call["xc_domain_hvm_setcontext"](self.control, domid, context, len(context))
+        self.check(result, f"domain {domid}: its HVM context is refused")
 
     def seed_grants(
         self,
@@ -365,9 +379,9 @@ class Xen:
     ) -> None:
         """Enter the console's and the store's page in the grant table, for their domains."""
         result = self._call["xc_dom_gnttab_seed"](
-            self._control, domid, is_hvm, console, store, console_domid, store_domid
+            self.control, domid, is_hvm, console, store, console_domid, store_domid
         )
-        self._check(result, f"domain {domid}: its grant table cannot be filled")
+        self.check(result, f"domain {domid}: its grant table cannot be filled")
 
 
-__all__ = ["Domain", "UnavailableError", "Window", "Xen", "load", "release", "words"]
+__all__ = ["Domain", "UnavailableError", "Window", "Xen", "address_of", "load", "release", "words"]

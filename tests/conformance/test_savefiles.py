@@ -14,9 +14,14 @@ import subprocess
 
 import pytest
 import savefiles
+from fakes_xen import FakeSaving, FakeState, FakeToolstack, FakeXen, prepare
 from savefiles import BROKEN, XALLOC, Hvm, Legacy, Page, Pv
 
 from hotplug import cli
+from hotplug.restore.guest import Request, restore
+from hotplug.restore.image import Image
+from hotplug.restore.output import Output
+from hotplug.restore.saving import save
 
 (*_, XEN) = sorted(glob.glob("/usr/lib/xen-*/bin/convert-legacy-stream"))
 FOLDER = os.path.dirname(os.path.dirname(XEN))
@@ -73,6 +78,34 @@ def test_in_place_they_stay_acceptable(folder, content):
     path = put(folder / "file", content)
     ours("compact", "--in-place", path)
     assert accepts(path) == (True, "")
+
+
+GUESTS = {
+    "pv": (Pv(vcpus=2), FakeXen(max_vcpu_id=1)),
+    "pv32": (Pv(width=4), FakeXen()),
+    "pvh": (Hvm(emulator=None), FakeXen(is_hvm=True)),
+}
+
+
+@pytest.mark.parametrize(("guest", "host"), GUESTS.values(), ids=GUESTS)
+def test_what_we_save_is_accepted(folder, guest, host):
+    """To a file, which has holes, where fillers are of no use; and to a pipe."""
+    original = put(folder / "original", guest.stream())
+    with original.open("rb", buffering=0) as file:
+        image = Image(file.fileno(), "it")
+        restore(host, image, Request(7, 3, 0, 4, 0), FakeToolstack())
+    state = FakeState(host) if host.info.is_hvm else prepare(host, guest)
+    with (folder / "saved").open("w+b", buffering=0) as file:
+        file.write(b"odd")
+        output = Output(file.fileno(), "it", shared=True)
+        save(host, state, output, 7, (4, 17), FakeSaving(host))
+    bare = put(folder / "bare", (folder / "saved").read_bytes()[3:])
+    assert accepts(bare, "libxc") == (True, "")
+    command = ("sh", "-c", 'cat >"$1"', "-", folder / "piped")
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as piped:
+        output = Output(piped.stdin.fileno(), "it", shared=True)
+        save(host, state, output, 7, (4, 17), FakeSaving(host))
+    assert accepts(folder / "piped", "libxc") == (True, "")
 
 
 # The converter refuses a stream without extended info.

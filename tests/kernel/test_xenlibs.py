@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplug.restore import xenlibs
+from hotplug.restore import xenlibs, xenstate
 from hotplug.restore.xenlibs import UnavailableError
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
@@ -21,9 +21,10 @@ INSTALLED = [
 def test_all_that_is_called_is_there():
     assert INSTALLED
     for version in INSTALLED:
-        found = xenlibs.load(version)
-        assert set(found) == {name for _, name, _, _ in xenlibs.SIGNATURES}
-        assert all(function.argtypes for function in found.values())
+        for signatures in (xenlibs.SIGNATURES, xenstate.SIGNATURES):
+            found = xenlibs.load(version, signatures)
+            assert set(found) == {name for _, name, _, _ in signatures}
+            assert all(function.argtypes for function in found.values())
 
 
 @pytest.mark.parametrize("version", ["4.13", "4.21", "3.17", "5.17"])

@@ -68,7 +68,11 @@ MAY_IMPORT = {
 
 # Who may import what is foreign, and translates it: one module for one use.
 FOREIGN = {
-    "ctypes": {"hotplug.restore.loops_slow", "hotplug.restore.xenlibs"},
+    "ctypes": {
+        "hotplug.restore.loops_slow",
+        "hotplug.restore.xenlibs",
+        "hotplug.restore.xenstate",
+    },
     "psutil": {"hotplug.commands", "hotplug.kernel.devd", "hotplug.kernel.lockfile"},
     "pyroute2": {"hotplug.kernel.rtnetlink_messages"},
     "pyudev": {"hotplug.sources.udev"},

@@ -230,7 +230,9 @@ def run(words, stock, stream, **variables):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--save-domain", "FD", "-1", "7", "1", "136", "0"],
+        ["--save-domain", "FD", "-1", "7", "1", "136", "0"],  # live
+        ["--save-domain", "FD", "-1", "7", "0", "184", "1"],  # Remus
+        ["--save-domain", "FD", "-1", "7", "0", "136", "0"],  # there is no Xen below the tests
         ["--restore-domain", "FD", "-1", *WORDS[:6], "1"],  # Remus
         ["--restore-domain", "FD", "-1", *WORDS],  # there is no Xen below the tests
     ],
@@ -266,8 +268,14 @@ def test_no_helper_of_xens_own(tmp_path):
     assert done.stdout == b""
 
 
-def test_arguments_that_are_no_numbers(tmp_path, stock):
-    words = ["--restore-domain", "3", "-1", "seven", *WORDS[1:]]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--restore-domain", "3", "-1", "seven", *WORDS[1:]],
+        ["--save-domain", "3", "-1", "seven", "0", "136", "0"],
+    ],
+)
+def test_arguments_that_are_no_numbers(tmp_path, stock, words):
     with (tmp_path / "image").open("w+b", buffering=0) as stream:
         done = run(words, stock, stream)
     assert (done.returncode, done.stdout) == (2, b"")

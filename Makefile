@@ -184,6 +184,12 @@ install: $(VENV)/.requirements  ## command, scripts, units, rules, settings; PRE
 		>"$(DESTDIR)$(PREFIX)/bin/xen-hotplug"
 	@chmod 755 "$(DESTDIR)$(PREFIX)/bin/xen-hotplug"
 	@ln -s hotplug/client/libxl-save-helper "$(DESTDIR)$(LIBRARY)/libxl-save-helper"
+	@for program in xc_restore:xc_restore convert-legacy-stream:converter; do \
+		printf '%s\n' '#!$(INTERPRETER) -ISXutf8' 'import sys' 'sys.path.append("$(LIBRARY)")' \
+			"from hotplug.restore.$${program#*:} import run" 'run(sys.argv)' \
+			>"$(DESTDIR)$(LIBRARY)/$${program%:*}" || exit 1; \
+		chmod 755 "$(DESTDIR)$(LIBRARY)/$${program%:*}"; \
+	done
 	@for unit in service socket; do \
 		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' etc/xen-hotplug.$$unit \
 			>"$(DESTDIR)$(UNITDIR)/xen-hotplug.$$unit" || exit 1; \

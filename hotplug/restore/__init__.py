@@ -16,5 +16,6 @@
 - guest, pv, hvm, memory, reading, shared: a guest restored
 - saving, pvsaving, hvmsaving, p2m: a guest saved
 - helper, saver, messages: libxl-save-helper, for restores and for saves
+- xc_restore: the same for xend; converter: convert-legacy-stream for libxl
 - loops: what goes over each page, in C or in Python
 """

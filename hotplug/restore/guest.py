@@ -18,7 +18,7 @@ from hotplug.restore.records import Libxc
 
 if TYPE_CHECKING:
     from hotplug.restore.image import Image
-    from hotplug.restore.pieces import Record
+    from hotplug.restore.pieces import Parser, Record
     from hotplug.restore.xenlibs import Domain, Xen
 
 Results: TypeAlias = "tuple[int, int]"  # frames of xenstore's and the console's page
@@ -114,11 +114,20 @@ class Player:
         self._toolstack.static_data_done(cpuid_missing=not leaves, msrs_missing=not msrs)
 
 
-def restore(xen: Xen, image: Image, request: Request, toolstack: Toolstack) -> Results:
-    """Restore the guest whose image comes next. HotplugError, or OSError from Xen."""
+def restore(
+    xen: Xen,
+    image: Image,
+    request: Request,
+    toolstack: Toolstack,
+    parser: Parser[object] | None = None,
+) -> Results:
+    """Restore the guest whose image comes next. HotplugError, or OSError from Xen.
+
+    ``parser``: of the image, if that is not a stream of libxc as it is today.
+    """
     domain = xen.domain(request.domid)
     player = Player(xen, domain, request, toolstack)
-    reader = Reader(image)
+    reader = Reader(image, parser)
     player.play(reader)
     store, console = player.guest.finish(reader.types)
     xen.seed_grants(

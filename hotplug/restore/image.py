@@ -126,10 +126,14 @@ class Image:
         return self._window[at : at + size]
 
     def _some(self, size: int) -> bytes:
-        at = self.offset
-        part = os.read(self.fd, size) if self.size is None else os.pread(self.fd, size, at)
+        part = self._next(size)
         if not part:
             raise self._truncated(self.offset)
+        return part
+
+    def _next(self, size: int) -> bytes:
+        at = self.offset
+        part = os.read(self.fd, size) if self.size is None else os.pread(self.fd, size, at)
         self.offset += len(part)
         return part
 
@@ -145,6 +149,16 @@ class Image:
                 raise self._truncated(self.offset)
             self.offset += done
             view = view[done:]
+
+    def read_rest(self, limit: int) -> bytes:
+        """All that follows, if that is not more than the limit."""
+        parts = []
+        while part := self._next(AT_ONCE):
+            parts.append(part)
+            limit -= len(part)
+            if limit < 0:
+                raise self.error("more follows than there may be")
+        return b"".join(parts)
 
     def skip(self, size: int) -> None:
         """Pass over bytes. Those that somebody took from a pipe himself are ``consumed``."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hotplug.restore.image import Image
+    from hotplug.restore.pieces import Parser
 
 PAGE = 4096
 PART = 1024  # pages that are read at once of a pipe; Xen's savers have as many in a record
@@ -102,8 +103,9 @@ class Batch:
 class Reader:
     """The pieces of an image, in their order."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, parser: Parser[object] | None = None) -> None:
         self._image = image
+        self._parser = parser or stream.libxc()
         self._is_hvm = False
         self.types = bytearray()  # of each pfn of a PV guest, as the last record that has it says
         self._look = not is_sparse(image)
@@ -115,7 +117,7 @@ class Reader:
         parts: list[Part] = []
         source = self._pipe or FileSource(self._image.fd)
         most = BATCH if self._pipe is None else 1  # there is one buffer
-        for piece in self._image.pieces(stream.libxc()):
+        for piece in self._image.pieces(self._parser):
             if isinstance(piece, Pages):
                 for part in self._parts(piece):
                     parts.append(part)

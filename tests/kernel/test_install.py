@@ -136,6 +136,24 @@ def test_the_save_helper_hands_on_what_is_not_its_work(prefix, tmp_path):
     assert found == (0, " ".join(words) + "\n", "")
 
 
+def test_xc_restore_hands_on_what_is_not_its_work(prefix, tmp_path):
+    """There is no Xen that it knows below the tests."""
+    stock = tmp_path / "stock"
+    stock.write_text('#!/bin/sh\necho "$@"\n')
+    stock.chmod(0o755)
+    words = ("4", "7", "1", "2", "0", "1", "0")
+    found = run(
+        prefix / "lib/xen-hotplug/xc_restore", *words, XEN_HOTPLUG_STOCK_XC_RESTORE=str(stock)
+    )
+    assert found == (0, " ".join(words) + "\n", "")
+
+
+def test_the_converter_is_there(prefix):
+    status, said, stderr = run(prefix / "lib/xen-hotplug/convert-legacy-stream", "--help")
+    assert (status, stderr) == (0, "")
+    assert said.startswith(f"usage: {prefix}/lib/xen-hotplug/convert-legacy-stream")
+
+
 def test_the_save_helper_has_its_loops_in_c(prefix):
     launcher = (prefix / "bin/xen-hotplug").read_text().splitlines()
     code = "\n".join((*launcher[1:3], "from hotplug.restore.loops import native; print(native)"))

@@ -89,6 +89,7 @@ class Facts:
     vcpus: tuple[int, ...] = (0,)
     params: dict[int, int] = field(default_factory=dict)
     keys: list[tuple[bytes, bytes]] = field(default_factory=list)
+    last: bool = False  # no other checkpoint follows
 
     @property
     def word(self) -> int:
@@ -139,30 +140,55 @@ def guess(marker: bytes) -> Guest:
     return Guest.HVM if chunk else Guest.PV
 
 
-def stream(header: LegacyHeader, marker: bytes) -> Parser[tuple[tuple[bytes, bytes], ...]]:
+def stream(
+    header: LegacyHeader, marker: bytes, rounds: int = 1
+) -> Parser[tuple[tuple[bytes, bytes], ...]]:
     """What libxc wrote, up to the last byte of it; keys for the device model.
 
-    ``marker``: the four bytes behind those that made the header.
+    ``marker``: the four bytes behind those that made the header. ``rounds``: how many checkpoints
+    there are, as from ``checkpoints``; what a later one tells is in the place of what was before.
     """
+    facts, marker = yield from static_data(header, marker)
+    for left in reversed(range(rounds)):
+        yield from one_round(facts, marker)
+        marker = b""
+        if left and header.guest is Guest.HVM:
+            yield from emulator(bare=False)
+    yield record(Libxc.END)
+    return tuple(facts.keys)
+
+
+def checkpoints(header: LegacyHeader, marker: bytes) -> Parser[None]:
+    """The same without an end of its own, but with END behind each checkpoint that is complete."""
+    facts, marker = yield from static_data(header, marker)
+    while not facts.last:
+        yield from one_round(facts, marker)
+        marker = b""
+        if header.guest is Guest.HVM:
+            yield from emulator(bare=False)
+        yield record(Libxc.END)
+
+
+def static_data(header: LegacyHeader, marker: bytes) -> Parser[tuple[Facts, bytes]]:
+    """What comes once; and what was read already of what comes next."""
     facts = Facts(header, PvInfo(8, 4) if header.word == 8 else PvInfo(4, 3))
     yield LibxcHeader(framing.LIBXC_VERSIONS[-1], header.guest, (0, 1))
     if header.guest is Guest.HVM:
         yield record(Libxc.STATIC_DATA_END)
-        yield from chunks(facts, marker)
-        yield from hvm_tail()
-    else:
-        number = marker + ((yield 4) if facts.word == 8 else b"")
-        if number == b"\xff" * facts.word:
-            yield from extended_info(facts)
-            number = b""
-        body = records.pack_pv_info(facts.info)
-        yield record(Libxc.X86_PV_INFO, body, value=facts.info)
-        yield record(Libxc.STATIC_DATA_END)
-        yield from p2m_frames(facts, number)
-        yield from chunks(facts)
-        yield from pv_tail(facts)
-    yield record(Libxc.END)
-    return tuple(facts.keys)
+        return facts, marker
+    number = marker + ((yield 4) if facts.word == 8 else b"")
+    if number == b"\xff" * facts.word:
+        yield from extended_info(facts)
+        number = b""
+    yield record(Libxc.X86_PV_INFO, records.pack_pv_info(facts.info), value=facts.info)
+    yield record(Libxc.STATIC_DATA_END)
+    yield from p2m_frames(facts, number)
+    return facts, b""
+
+
+def one_round(facts: Facts, marker: bytes) -> Parser[None]:
+    yield from chunks(facts, marker)
+    yield from (hvm_tail() if facts.header.guest is Guest.HVM else pv_tail(facts))
 
 
 def extended_info(facts: Facts) -> Parser[None]:
@@ -217,7 +243,9 @@ def chunks(facts: Facts, marker: bytes = b"") -> Parser[None]:
             mode, nsec, khz, incarnation = TSC.unpack((yield TSC.size))
             tsc = TscInfo(mode, khz, nsec, incarnation)
             yield record(Libxc.X86_TSC_INFO, records.pack_tsc_info(tsc), value=tsc)
-        elif number != LAST_CHECKPOINT:
+        elif number == LAST_CHECKPOINT:
+            facts.last = True
+        else:
             yield from note(facts, number)
     if facts.params:
         yield hvm_params(tuple(facts.params.items()))

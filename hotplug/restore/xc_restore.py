@@ -9,6 +9,9 @@ Of a stream nothing is read but what belongs to it. Xen 4.0's own program went o
 another checkpoint behind every image, took what it found there, and called the usual end an error.
 With eight arguments it did read the device model's state of an HVM guest, which xend expects in a
 file by then; with seven, xend reads that itself.
+
+Where there are checkpoints (Remus), whoever runs us has to say so. All of the stream is read then,
+to its end, and the guest is what the last complete checkpoint says.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,13 +29,13 @@ from hotplug.restore import framing, legacy
 from hotplug.restore.guest import Request, restore
 from hotplug.restore.helper import apart
 from hotplug.restore.image import Image
-from hotplug.restore.pieces import Guest, StreamError
-from hotplug.restore.records import Libxl
+from hotplug.restore.pieces import Guest, Record, StreamError
+from hotplug.restore.records import Libxc, Libxl
 from hotplug.restore.stream import libxc
 from hotplug.restore.xenlibs import UnavailableError, Xen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
     from hotplug.restore.pieces import Parser
@@ -39,9 +43,11 @@ if TYPE_CHECKING:
 USAGE = "usage: %s iofd domid store_evtchn console_evtchn hvm pae apic [superpages]"
 ARGUMENTS = (7, 8)
 ERA = "XEN_HOTPLUG_XEND"  # "3.4" or "4.0", where the number of arguments misleads
+CHECKPOINTS = "XEN_HOTPLUG_CHECKPOINTS"  # not empty: the stream has several
 STOCK = "XEN_HOTPLUG_STOCK_XC_RESTORE"  # names Xen's own program, where it is elsewhere
 HANDED_ON = "XEN_HOTPLUG_HANDED_ON"  # in the environment of what we became
 DEVICE_MODEL = "/var/lib/xen/qemu-save.{}"
+SPOOL = "/var/tmp"  # noqa: S108 - a file there has no name, and may be as large as a guest
 AT_ONCE = 1 << 20  # bytes
 NAME = "the image"
 
@@ -54,23 +60,27 @@ class Call:
     request: Request
     guest: Guest
     takes_device_model: bool
+    checkpoints: bool = False
 
     @classmethod
-    def parse(cls, arguments: Sequence[str], era: str = "") -> Call:
+    def parse(cls, arguments: Sequence[str], environment: Mapping[str, str]) -> Call:
         """ValueError for arguments that cannot be."""
+        era = environment.get(ERA, "")
         if len(arguments) not in ARGUMENTS:
             raise ValueError("wrong number of arguments")
         fd, domid, store, console, hvm, *_ = (int(word) for word in arguments)
         guest = Guest.HVM if hvm else Guest.PV
         takes = era == "4.0" or (era != "3.4" and len(arguments) == ARGUMENTS[1])
-        return cls(fd, Request(domid, store, 0, console, 0), guest, takes)
+        request = Request(domid, store, 0, console, 0)
+        return cls(fd, request, guest, takes, bool(environment.get(CHECKPOINTS)))
 
 
 class Incoming:
     """A stream of whatever age. ``is_legacy`` is known when it has been parsed."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, rounds: int = 1) -> None:
         self._guest = guest
+        self._rounds = rounds
         self.is_legacy = False
 
     def pieces(self) -> Parser[None]:
@@ -86,7 +96,7 @@ class Incoming:
         else:
             self.is_legacy = True
             header, marker = yield from legacy.begin(legacy.Choice(guest=self._guest), head)
-            yield from legacy.stream(header, marker)
+            yield from legacy.stream(header, marker, self._rounds)
 
 
 class Xend:
@@ -107,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     try:
-        call = Call.parse(argv[1:], os.environ.get(ERA, ""))
+        call = Call.parse(argv[1:], os.environ)
     except ValueError:
         print(USAGE % argv[0], file=sys.stderr)
         return 1
@@ -131,9 +141,9 @@ def become_stock(argv: Sequence[str]) -> None:
 
 def serve(xen: Xen, call: Call, outward: int) -> int:
     """Restore a guest and say where its pages are; the exit status."""
-    image = Image(call.fd, NAME)
-    incoming = Incoming(call.guest)
     try:
+        image, rounds = opened(call)
+        incoming = Incoming(call.guest, rounds)
         store, console = restore(xen, image, call.request, Xend(), incoming.pieces())
         if call.guest is Guest.HVM and call.takes_device_model and incoming.is_legacy:
             keep_device_model(image, call.request.domid)
@@ -146,6 +156,45 @@ def serve(xen: Xen, call: Call, outward: int) -> int:
         lines += f"console-mfn {console}\n"
     os.write(outward, lines.encode())
     return 0
+
+
+def opened(call: Call) -> tuple[Image, int]:
+    """The image, and how many checkpoints of it there are."""
+    image = Image(call.fd, NAME)
+    if not call.checkpoints:
+        return image, 1
+    if image.size is None:
+        image = Image(spooled(image), NAME)
+    rounds = count_checkpoints(Image(image.fd, NAME), call.guest)
+    return image, rounds
+
+
+def spooled(image: Image) -> int:
+    """All that comes through a pipe, in a file that has no name."""
+    with tempfile.TemporaryFile(dir=SPOOL) as file:
+        while part := os.read(image.fd, AT_ONCE):
+            file.write(part)
+        file.seek(0)
+        return os.dup(file.fileno())
+
+
+def count_checkpoints(image: Image, guest: Guest) -> int:
+    """How many are complete; what follows the last of them is nothing. 1 for a stream of today."""
+    rounds = 0
+    try:
+        for piece in image.pieces(checkpoints(guest)):
+            rounds += isinstance(piece, Record) and piece.kind == Libxc.END
+    except StreamError:
+        if not rounds:
+            raise
+    return rounds or 1
+
+
+def checkpoints(guest: Guest) -> Parser[None]:
+    head = yield framing.MAGIC_SIZE
+    if head not in (framing.LIBXC_MARKER, framing.LIBXL_MAGIC):
+        header, marker = yield from legacy.begin(legacy.Choice(guest=guest), head)
+        yield from legacy.checkpoints(header, marker)
 
 
 def keep_device_model(image: Image, domid: int) -> None:

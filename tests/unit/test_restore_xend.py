@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
@@ -12,8 +13,8 @@ import sys
 
 import pytest
 import savefiles
-from fakes_xen import FakeXen
-from savefiles import XTAB, Hvm, Legacy, Pv
+from fakes_xen import FakeXen, pipe_with
+from savefiles import NOTAB, XTAB, Hvm, Legacy, Page, Pv, page
 
 from hotplug.restore import xc_restore
 from hotplug.restore.pieces import Guest
@@ -24,10 +25,10 @@ WORDS = ["7", "3", "4", "0", "1", "0"]  # domid, channels, hvm, pae, apic
 QEMU = b"QEVM" + bytes(range(200))
 
 
-def call(fd, *, hvm=False, words=7):
+def call(fd, *, hvm=False, words=7, **variables):
     arguments = [str(fd), *WORDS, "0"][:words]
     arguments[4] = str(int(hvm))
-    return Call.parse(arguments)
+    return Call.parse(arguments, variables)
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +41,15 @@ def device_model(monkeypatch, tmp_path):
 class Done:
     """What became of a call."""
 
-    def __init__(self, xen, stream, capsys, *, hvm=False, words=7, front=b"xend's"):
+    def __init__(self, xen, stream, capsys, *, hvm=False, words=7, **variables):
+        front = b"xend's"
         self.xen = xen
         with memory_file(front + stream) as file:
             os.lseek(file, len(front), os.SEEK_SET)
             reading, writing = os.pipe()
-            self.status = xc_restore.serve(xen, call(file, hvm=hvm, words=words), writing)
+            self.status = xc_restore.serve(
+                xen, call(file, hvm=hvm, words=words, **variables), writing
+            )
             os.close(writing)
             with open(reading, "rb") as pipe:
                 self.stdout = pipe.read().decode()
@@ -223,20 +227,101 @@ def test_from_a_pipe(capfd):
     assert capfd.readouterr().out == results(xen)
 
 
+# Checkpoints
+
+REMUS = {"XEN_HOTPLUG_CHECKPOINTS": "1"}
+
+
+def round_of(made, pages, *, last=False, qemu=b""):
+    """A checkpoint behind the first: pages that have changed, and the tail."""
+    changed = dataclasses.replace(made, memory=pages, chunks=struct.pack("<i", -9) if last else b"")
+    tail = made.pv_tail() if made.guest == "pv" else made.hvm_tail()
+    return changed.pages() + changed.chunks + struct.pack("<i", 0) + tail + qemu
+
+
+def content(xen, pfn):
+    return xen.pages[xen.p2m[pfn]]
+
+
+def changed(number):
+    return [Page(NOTAB, 14, page(number))]
+
+
+FIRST = Legacy()
+SECOND, THIRD = round_of(FIRST, changed(50)), round_of(FIRST, changed(60))
+LAST = round_of(FIRST, changed(60), last=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "counts"),
+    [
+        (b"", 14),
+        (SECOND, 50),
+        (SECOND + THIRD, 60),
+        (SECOND + THIRD[:-1], 50),  # the other host died
+        (SECOND + THIRD[:3000], 50),
+        (SECOND + b"\x77" * 5000, 50),
+        (SECOND + LAST + SECOND, 60),
+    ],
+)
+def test_the_last_complete_checkpoint_counts(more, counts, capsys):
+    done = Done(FakeXen(), FIRST.stream() + more, capsys, words=8, **REMUS)
+    assert (done.status, done.stdout) == (0, results(done.xen))
+    assert content(done.xen, 14) == page(counts)
+    alone = Done(FakeXen(), FIRST.stream() + more, capsys, words=8)
+    assert (alone.status, alone.left) == (0, more)
+    assert content(alone.xen, 14) == page(14)
+
+
+def test_checkpoints_from_a_pipe(capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(xc_restore, "SPOOL", str(tmp_path))
+    xen = FakeXen()
+    with pipe_with(FIRST.stream() + SECOND + THIRD[:-1]) as reading:
+        assert xc_restore.serve(xen, call(reading, words=8, **REMUS), 1) == 0
+    assert content(xen, 14) == page(50)
+    assert capfd.readouterr().out == results(xen)
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_of_an_hvm_guest(capsys, device_model):
+    """Each has its device model's state, and the last one's is kept."""
+    made = Legacy(guest="hvm")
+    state = lambda text: SIGNATURES[2] + struct.pack("<I", len(text)) + text  # noqa: E731
+    stream = made.stream() + state(b"first")
+    stream += round_of(made, [Page(NOTAB, 4, page(40))], qemu=state(b"second"))
+    third = round_of(made, [Page(NOTAB, 4, page(41))], qemu=state(b"third"))
+    xen = FakeXen(is_hvm=True)
+    done = Done(xen, stream + third[:-1], capsys, hvm=True, words=8, **REMUS)
+    assert (done.status, done.left) == (0, third[:-1])
+    assert content(xen, 4) == page(40)
+    assert device_model.read_bytes() == b"second"
+
+
+def test_checkpoints_of_which_none_is_complete(capsys):
+    done = Done(FakeXen(), FIRST.stream()[:-1], capsys, words=8, **REMUS)
+    assert (done.status, done.stdout) == (1, "")
+    assert "truncated" in done.stderr
+
+
+def test_a_stream_of_today_has_none(capsys):
+    done = Done(FakeXen(), Pv().stream() + b"more", capsys, words=8, **REMUS)
+    assert (done.status, done.left) == (0, b"more")
+
+
 # Arguments
 
 
 def test_arguments():
-    one = Call.parse(["5", "7", "3", "4", "1", "1", "1"])
+    one = Call.parse(["5", "7", "3", "4", "1", "1", "1"], {})
     assert (one.fd, one.guest, one.takes_device_model) == (5, Guest.HVM, False)
     assert (one.request.domid, one.request.store_channel, one.request.console_channel) == (7, 3, 4)
-    assert Call.parse(["5", "7", "3", "4", "0", "1", "1", "0"]).takes_device_model
+    assert Call.parse(["5", "7", "3", "4", "0", "1", "1", "0"], {}).takes_device_model
 
 
 def test_the_era_can_be_told():
     seven, eight = ["5", *WORDS], ["5", *WORDS, "0"]
-    assert Call.parse(seven, "4.0").takes_device_model
-    assert not Call.parse(eight, "3.4").takes_device_model
+    assert Call.parse(seven, {"XEN_HOTPLUG_XEND": "4.0"}).takes_device_model
+    assert not Call.parse(eight, {"XEN_HOTPLUG_XEND": "3.4"}).takes_device_model
 
 
 def run(*words, **variables):

@@ -34,7 +34,13 @@ class Action(enum.StrEnum):
     REMOVE = "remove"
     ONLINE = "online"
     OFFLINE = "offline"
-    RECLAIM = "reclaim"  # our own: the backend went away and nobody asked for its removal
+    # Our own, which nobody may ask for
+    RECLAIM = "reclaim"  # the backend went away and nobody asked for its removal
+    GUARD = "guard"  # others may have deleted what holds a card's guest to its addresses
+
+    @property
+    def is_ours(self) -> bool:
+        return self in (Action.RECLAIM, Action.GUARD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from hotplug.events import Action, Device, Event, parameters
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What a toolstack may ask for; reclaim is ours alone.
-PUBLIC = {action.value: action for action in Action if action is not Action.RECLAIM}
+# What a toolstack may ask for.
+PUBLIC = {action.value: action for action in Action if not action.is_ours}
 
 # The link of a guest's emulated card, as device models name it; ``tap`` until Xen 4.1.
 TAP = re.compile(r"(?:vif|tap)(\d{1,5})\.(\d{1,10})(?:-emu)?")

@@ -143,8 +143,17 @@ class Firewall(Protocol):
         """Let a link send only this, from now on; in the place of what it was allowed before."""
         ...
 
+    def keeps(self, link: str, allowance: Allowance) -> bool:
+        """Whether a link still is guarded as it was told, as far as others' doings can be seen."""
+        ...
+
     def unguard(self, link: str) -> None:
         """Forget a link, guarded or not."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """As whose the kernel tells everybody what we changed; 0 before the first."""
         ...
 
     def guarded(self) -> Sequence[str]:

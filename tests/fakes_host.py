@@ -193,6 +193,7 @@ class World:
         self.others = {}
         self.config = Config(rundir=str(tmp_path), scripts=str(tmp_path / "scripts"))
         self.parts = parts
+        self.notes = []
 
     def tell(self, name, value):
         """Put something into the state of the fake tools."""
@@ -226,7 +227,7 @@ class World:
             config=self.config,
             deadline=deadline or EventDeadline(35.0),
             instance="test",
-            note=lambda _: None,
+            note=self.notes.append,
             **parts,
         )
 

@@ -21,10 +21,15 @@ class FakeFirewall(Failing):
         self.accepted = {}
         self.forgotten = []
         self.filters_bridges = True
+        self.port = 0
 
     def guard(self, link, allowance):
         self._called("guard", link, allowance)
         self.guards[checked(link)] = allowance
+
+    def keeps(self, link, allowance):
+        self._called("keeps", link, allowance)
+        return self.guards.get(checked(link)) == allowance
 
     def unguard(self, link):
         self._called("unguard", link)

@@ -171,7 +171,7 @@ def fail(
     host: Host, logs: Logs, event: Event, error: HotplugError, deadline: EventDeadline
 ) -> Outcome:
     """Leave the failure where people and toolstacks look for it."""
-    if error.status is not None and event.action is not Action.RECLAIM:
+    if error.status is not None and not event.action.is_ours:
         try:
             host.store.transaction(
                 lambda store: report(store, event, error, retract=deadline.committed)

@@ -39,6 +39,7 @@ from hotplug.sources import control
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hotplug.agent.guardian import Guardian
     from hotplug.agent.udevhost import UdevHost
     from hotplug.config import Config
     from hotplug.ports import Host
@@ -75,6 +76,8 @@ class Agent:
         self.driver_domain = DriverDomain(self) if driver_domain else None
         self.udev: UdevHost | None = None
         self._restorer: Restorer | None = None
+        self._guardian: Guardian | None = None
+        self._has_cards = any(device.kind == "vif" for device in self.host.journal.devices())
 
     # The life of the process
 
@@ -91,6 +94,7 @@ class Agent:
         self._follow_udev()
         if self.driver_domain is None:  # guests are restored elsewhere
             self._restorer = Restorer(self.config.rundir, self.poll, self.logs)
+        self._follow_filters()
         notify.ready(f"{__version__}, waiting for devices")
         try:
             return self._loop()
@@ -125,11 +129,14 @@ class Agent:
             self.udev.take()
         elif self._restorer is not None and descriptor == self._restorer.fileno():
             self._restorer.ended()
+        elif self._guardian is not None and descriptor == self._guardian.fileno():
+            self._guardian.take()
         elif descriptor == self._wake_end:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_end, 65536)
             while self._changes:
                 self._take_change(self._changes.popleft())
+            self._follow_filters()
         elif self.control is not None:
             self.control.ready(descriptor, events)
 
@@ -172,6 +179,7 @@ class Agent:
             self.logs = Logs(self.config, stderr=True)
             self.host = dataclasses.replace(self.host, config=self.config)
             self._follow_udev()
+            self._follow_filters()
         notify.ready("reloaded")
 
     def _close(self) -> None:
@@ -181,6 +189,8 @@ class Agent:
         if self.udev is not None:
             self.udev.close()
         self._close_restorer()
+        if self._guardian is not None:
+            self._guardian.close()
         os.close(self._lock)
 
     def _close_restorer(self) -> None:
@@ -215,6 +225,20 @@ class Agent:
         elif not wanted and self.udev is not None:
             self.udev.close()
             self.udev = None
+
+    def _follow_filters(self) -> None:
+        """Begin to listen to the firewall, on hosts with cards; what came before is looked at."""
+        if self._guardian is not None or not self._has_cards or self.config.antispoof == "never":
+            return
+        from hotplug.agent.guardian import Guardian  # noqa: PLC0415 - who has no cards
+        from hotplug.kernel.guards import TABLE  # noqa: PLC0415 - shall not
+        from hotplug.kernel.nft_monitor import Monitor  # noqa: PLC0415 - pay for them
+
+        try:
+            monitor = Monitor(TABLE)
+        except OSError:
+            return  # a kernel without nf_tables has no filters that could go
+        self._guardian = Guardian(self, monitor)
 
     def _watch_store(self) -> None:
         self._store.watch(WATCH, TOKEN, self._changed)
@@ -305,6 +329,9 @@ class Agent:
 
     def done(self, event: Event, outcome: Outcome) -> Outcome:
         """Count failures. What one could not take back just then is tried again."""
+        if event.device.kind == "vif" and not self._has_cards:
+            self._has_cards = True
+            self._wake()
         if outcome.status:
             self.failed += 1
         if outcome.status and self.host.journal.knows(event.device):

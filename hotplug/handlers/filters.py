@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 from hotplug.errors import HotplugError
 from hotplug.handlers import names, spoofing, vif
 from hotplug.handlers.targets.tool import Grace
+from hotplug.network import Allowance
 
 if TYPE_CHECKING:
     from hotplug.handlers.vif import Vif
-    from hotplug.network import Allowance, Link
+    from hotplug.network import Link
     from hotplug.ports import Entry, Host
 
-GUARDED, ACCEPTED = "guarded", "accepted"  # in the journal, of a link
+# In the journal, of a link. What it was last to be held to is "" if that was nothing.
+GUARDED, ACCEPTED, HELD_TO = "guarded", "accepted", "held_to"
+ROUTED = "routed"  # the first word then
 
 
 def allowance(host: Host, card: Vif, *, routed: bool = False) -> Allowance | None:
@@ -30,9 +33,18 @@ def allowance(host: Host, card: Vif, *, routed: bool = False) -> Allowance | Non
     return spoofing.allowance(host.config, card.device.path, card.mac, words, routed=routed)
 
 
-def facts(allowed: Allowance | None) -> dict[str, int]:
+def facts(allowed: Allowance | None) -> dict[str, str | int]:
     """What the journal is to know before ``guard``."""
-    return {GUARDED: 1} if allowed is not None else {}
+    if allowed is None:
+        return {HELD_TO: ""}
+    words = [ROUTED] if allowed.routed else []
+    return {GUARDED: 1, HELD_TO: " ".join([*words, allowed.mac, *allowed.addresses])}
+
+
+def held_to(text: str) -> Allowance | None:
+    """What the journal has of an allowance."""
+    routed, words = text.startswith(f"{ROUTED} "), text.removeprefix(f"{ROUTED} ").split()
+    return Allowance(words[0], tuple(words[1:]), routed=routed) if words else None
 
 
 def guard(host: Host, card: Vif, allowed: Allowance | None) -> None:
@@ -51,6 +63,25 @@ def guard(host: Host, card: Vif, allowed: Allowance | None) -> None:
         host.firewall.forget_connections(alone)
     except OSError as error:
         raise HotplugError(f"{card.name}: {error.strerror or error}") from error
+
+
+def renew(host: Host, entry: Entry, role: str) -> None:
+    """Set the filter of a link as the journal has it, unless it is still there."""
+    name = names.own(host, entry, role)
+    allowed = held_to(vif.remembered(entry, role, HELD_TO))
+    if not name or allowed is None:
+        return
+    host.deadline.stage(f"setting the packet filter of {name} again")
+    try:
+        if host.firewall.keeps(name, allowed):
+            return
+        host.firewall.guard(name, allowed)
+    except OSError as error:
+        raise HotplugError(
+            f"{name} forges what it likes: others deleted its packet filter, which cannot be set"
+            f" again: {error.strerror or error}"
+        ) from error
+    host.note(f"others deleted the packet filter of {name}; it is set again")
 
 
 def accept(host: Host, card: Vif, link: Link, entry: Entry, script: str) -> None:

@@ -85,8 +85,8 @@ def card_script(name: str) -> CardScript:
 
 def handler(event: Event) -> Handler:
     """The function for an event; UsageError if the script does not know the action."""
-    if event.action is Action.RECLAIM:
-        return reclaim_card if event.device.kind == "vif" else block.reclaim
+    if event.action.is_ours:
+        return own_handler(event)
     name = os.path.basename(event.script)
     if name == CLEANUP:
         from hotplug.handlers import cleanup  # noqa: PLC0415 - few hosts need it
@@ -107,6 +107,13 @@ def handler(event: Event) -> Handler:
     if found is None:
         raise UsageError(f"{event.script} does not know '{event.action}'")
     return found
+
+
+def own_handler(event: Event) -> Handler:
+    """The function for what no script is asked to do."""
+    if event.action is Action.GUARD:
+        return guard_again
+    return reclaim_card if event.device.kind == "vif" else block.reclaim
 
 
 def add_tap(module: CardScript, host: Host, event: Event) -> None:
@@ -150,6 +157,15 @@ def turn(event: Event, folder: str) -> str:
     """
     key = event.device.key
     return key if is_ours(event, folder) else f"script {key}"
+
+
+def guard_again(host: Host, event: Event) -> None:
+    """Hold a card's guest to its addresses as before, if others have put an end to that."""
+    from hotplug.handlers import filters, vif  # noqa: PLC0415 - as for card_script
+
+    with host.journal.claim(event.device, host.deadline) as entry:
+        for role in vif.ROLES:
+            filters.renew(host, entry, role)
 
 
 def reclaim_card(host: Host, event: Event) -> None:

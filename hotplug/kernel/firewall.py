@@ -28,6 +28,11 @@ class KernelFirewall:
         self._guards = Guards(self._channel)
         self._forward = Forward(programs, locks)
 
+    @property
+    def port(self) -> int:
+        """As whose the kernel tells our changes of nf_tables; 0 before the first."""
+        return self._channel.port
+
     def close(self) -> None:
         """It opens again when it is used."""
         self._channel.close()
@@ -35,6 +40,10 @@ class KernelFirewall:
     def guard(self, link: str, allowance: Allowance) -> None:
         """Let a link send only this, from now on; in the place of what it was allowed before."""
         self._guards.guard(checked(link), allowance)
+
+    def keeps(self, link: str, allowance: Allowance) -> bool:
+        """Whether a link still is guarded as it was told, as far as others' doings can be seen."""
+        return self._guards.keeps(checked(link), allowance)
 
     def unguard(self, link: str) -> None:
         """Forget a link, guarded or not."""

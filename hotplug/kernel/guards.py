@@ -12,7 +12,8 @@
 - A link is known by its name, as a rule would know it. Who renames it guards the new name first.
 - A table goes with its last link. The kernel refuses to delete what has something in it, if it is
   asked to (NLM_F_NONREC), so that no guard of another process is lost.
-- ``nft flush ruleset`` deletes our tables too; nothing but a new guard brings them back.
+- ``nft flush ruleset`` deletes our tables too; nothing but a new guard brings them back. Whether
+  rules are what they were is told by their number, as nobody exchanges some of another's.
 - A kernel without IPv6 has no family inet (NF_TABLES_INET depends on it). Then it is ip.
 - Whatever is deleted or refused costs a transaction an RCU grace period, 10 ms. So we look what is
   there, and ask for no more than is needed; if it was changed meanwhile, we look again.
@@ -56,7 +57,7 @@ class Found:
     hooked: int  # rules of the hook; -1 if there is none
     listed: bool  # in the set
     mapped: bool  # in the map
-    chained: bool
+    chained: int  # rules of its chain, and the map's leading there; -1 if there is none
 
 
 class Guards:
@@ -77,6 +78,10 @@ class Guards:
                 raise unsupported(link, lacking)
         if allowance.routed:
             self._remove(link, (abi.NFPROTO_BRIDGE,))  # of a port that had this name before
+
+    def keeps(self, link: str, allowance: Allowance) -> bool:
+        """Whether nobody took away anything of what guard() made for a link."""
+        return any(self._is_whole(link, allowance, layer3) for layer3 in LAYER3)
 
     def unguard(self, link: str) -> None:
         """Forget a link, guarded or not."""
@@ -105,6 +110,11 @@ class Guards:
                 if code in UNSUPPORTED:
                     return messages[index].family
         raise crowded(link)
+
+    def _is_whole(self, link: str, allowance: Allowance, layer3: int) -> bool:
+        tables = wanted(link, allowance, layer3)
+        found = self._look([table for table, _ in tables], link)
+        return all(is_whole(there, own) for there, (_, own) in zip(found, tables, strict=True))
 
     def _remove(self, link: str, families: Sequence[int]) -> None:
         """Take a link out of these tables, and the tables away that are empty then."""
@@ -152,7 +162,7 @@ class Guards:
         return [
             Found(
                 hooked=-1 if hook is None else number(hook, abi.NFTA_CHAIN_USE),
-                chained=own is not None,
+                chained=-1 if own is None else number(own, abi.NFTA_CHAIN_USE),
                 listed=listed is not None,
                 mapped=mapped is not None,
             )
@@ -232,6 +242,13 @@ def wanted(
     return [(bridge, antispoof.fill(bridge, chain(link), allowance)), (stack, None)]
 
 
+def is_whole(found: Found, own: Sequence[Message] | None) -> bool:
+    """Whether a table still has what ``guarding`` put there."""
+    chained = -1 if own is None else 1 + sum(m.kind == abi.NFT_MSG_NEWRULE for m in own)
+    whole = found.hooked == len(hook_rules()) and found.chained == chained
+    return whole and found.listed and found.mapped
+
+
 def guarding(table: Table, link: str, found: Found, own: Sequence[Message] | None) -> list[Message]:
     """What makes a link's chain these rules, in a table as it was found."""
     messages = [*foundation(table, found), *forgetting(table, link, found)]
@@ -275,7 +292,7 @@ def forgetting(table: Table, link: str, found: Found) -> list[Message]:
         messages.append(table.take(SET, link))
     if found.mapped:
         messages.append(table.take(MAP, link))
-    if found.chained:
+    if found.chained >= 0:
         messages.append(table.chain(abi.NFT_MSG_DELCHAIN, chain(link)))
     return messages
 

@@ -64,6 +64,7 @@ class Answer:
     flags: int
     sequence: int
     payload: bytes
+    port: int = 0  # of whoever asked for it
 
 
 def be32(type_: int, value: int) -> bytes:
@@ -108,6 +109,12 @@ class Channel:
         self._mutex = threading.Lock()
         self._socket: Socket | None = None
         self._sequence = 0
+
+    @property
+    def port(self) -> int:
+        """Our address in this network namespace; 0 before the first use."""
+        connected = self._socket
+        return int(connected.getsockname()[0]) if connected is not None else 0
 
     def close(self) -> None:
         with self._mutex:
@@ -224,10 +231,10 @@ def errors(answers: Iterable[Answer]) -> Iterator[tuple[int, int]]:
 def answers_in(data: bytes) -> Iterator[Answer]:
     """The messages in a datagram."""
     while len(data) >= genetlink.MESSAGE.size:
-        length, kind, flags, sequence, _ = genetlink.MESSAGE.unpack_from(data)
+        length, kind, flags, sequence, port = genetlink.MESSAGE.unpack_from(data)
         if length < genetlink.MESSAGE.size:
             return
-        yield Answer(kind, flags, sequence, data[genetlink.MESSAGE.size : length])
+        yield Answer(kind, flags, sequence, data[genetlink.MESSAGE.size : length], port)
         data = data[length + -length % 4 :]
 
 

@@ -17,7 +17,10 @@ from hotplug.network import Allowance
 TIME = FakeDeadline(30.0)
 MAC = "00:16:3e:01:02:03"
 ALLOWANCE = Allowance(MAC, ("10.0.0.2", "10.1.0.0/16", "2001:db8::2"))
-METHODS = ("guard", "unguard", "guarded", "forwards", "accept", "unaccept", "forget_connections")
+METHODS = (
+    *("guard", "keeps", "unguard", "guarded", "forwards", "accept", "unaccept"),
+    "forget_connections",
+)
 
 
 class Inside:
@@ -59,10 +62,14 @@ def test_nothing_is_guarded_at_first(firewall):
     ],
 )
 def test_guard_and_unguard(firewall, allowance):
+    assert not firewall.keeps("vif1.0", allowance)
     firewall.guard("vif1.0", allowance)
     assert firewall.guarded() == ["vif1.0"]
+    assert firewall.keeps("vif1.0", allowance)
+    assert not firewall.keeps("vif2.0", allowance)
     firewall.unguard("vif1.0")
     assert firewall.guarded() == []
+    assert not firewall.keeps("vif1.0", allowance)
 
 
 def test_several_and_again(firewall):
@@ -99,6 +106,7 @@ def test_rules_of_iptables_may_be_there_already(firewall):
 def test_names_that_no_link_can_have(firewall, name):
     calls = (
         ("guard", name, ALLOWANCE),
+        ("keeps", name, ALLOWANCE),
         ("unguard", name),
         ("forwards", name),
         ("accept", name, (), TIME),

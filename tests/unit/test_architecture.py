@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "hotplug.client.oneshot": EVERYTHING,
     "hotplug.agent.main": POLICY | MECHANISM,  # start-up
     "hotplug.agent.host": POLICY | MECHANISM,  # start-up
+    "hotplug.agent.guardian": {"hotplug.kernel.nft_monitor", *POLICY},
     "hotplug.agent.driverdomain": {"hotplug.sources.watches", *POLICY},
     "hotplug.agent.udevhost": {"hotplug.sources.udev", "hotplug.sources.watches", *POLICY},
     "hotplug.agent.*": POLICY,
@@ -179,16 +180,8 @@ def test_the_test_sees_a_breach(importer, source):
 # them costs every disk of a host without an agent.
 FOR_CARDS = (
     *("antispoof", "bridge_vlan", "conntrack", "firewall", "guards", "iptables", "links"),
-    *(
-        "link_messages",
-        "nfnetlink",
-        "nft",
-        "nft_abi",
-        "openvswitch",
-        "ovsdb",
-        "rtnetlink",
-        "rtnetlink_abi",
-    ),
+    *("link_messages", "nfnetlink", "nft", "nft_abi", "nft_monitor", "openvswitch", "ovsdb"),
+    *("rtnetlink", "rtnetlink_abi"),
 )
 ONESHOT = {
     "hotplug",

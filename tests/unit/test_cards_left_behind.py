@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from fakes_links import FakeLinks
 from fakes_network import FakeFirewall
 
 from hotplug.agent.deadline import EventDeadline
-from hotplug.errors import AbandonedError, BackendGoneError
+from hotplug.errors import AbandonedError, BackendGoneError, HotplugError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import dhcpd, table
 
@@ -206,3 +207,46 @@ def test_what_could_not_be_taken_back_is_not_forgotten(cards, monkeypatch):
     cards.reclaim(FORMER)
     assert cards.firewall.guarded() == []
     assert cards.world.journal(FORMER) is None
+
+
+@pytest.mark.parametrize("script", ["vif-bridge", "vif-route"])
+def test_a_guard_that_others_deleted_is_set_again(cards, script):
+    cards.add(FORMER, ip="10.0.0.2")
+    cards.run(Action.ONLINE, FORMER, script)
+    (before,) = cards.firewall.guards.items()
+    cards.firewall.guards.clear()
+    cards.run(Action.GUARD, FORMER, "vif-bridge")
+    assert list(cards.firewall.guards.items()) == [before]
+    assert "others deleted the packet filter of vif5.0" in cards.world.notes[-1]
+    notes = len(cards.world.notes)
+    cards.run(Action.GUARD, FORMER, "vif-bridge")
+    assert len(cards.world.notes) == notes  # it was there
+
+
+def test_a_guard_that_cannot_be_set_again(cards):
+    cards.add(FORMER, ip="10.0.0.2")
+    cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    cards.firewall.guards.clear()
+    cards.firewall.fail("guard", OSError(errno.ENOMEM, "Cannot allocate memory"))
+    with pytest.raises(HotplugError, match=r"vif5\.0 forges.*: Cannot allocate memory"):
+        cards.run(Action.GUARD, FORMER, "vif-bridge")
+
+
+def test_no_guard_for_a_card_that_had_none(cards):
+    cards.add(FORMER)
+    cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    cards.run(Action.GUARD, FORMER, "vif-bridge")
+    cards.run(Action.GUARD, NEXT, "vif-bridge")  # nobody knows it
+    assert cards.firewall.guarded() == []
+    assert cards.world.journal(NEXT) is None
+
+
+def test_no_guard_under_a_name_that_the_next_guest_has(cards):
+    """The next one is held to its own addresses."""
+    link = cards.add(FORMER, ip="10.0.0.2", vifname="web")
+    cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    cards.destroy(FORMER, link)
+    cards.add(NEXT, ip="10.0.0.3", vifname="web")
+    cards.run(Action.ONLINE, NEXT, "vif-bridge")
+    cards.run(Action.GUARD, FORMER, "vif-bridge")
+    assert cards.firewall.guards["web"].addresses == ("10.0.0.3",)

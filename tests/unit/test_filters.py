@@ -29,6 +29,20 @@ def test_only_what_a_guest_has_alone_is_forgotten(host):
     assert list(host.firewall.guards) == ["vif1.0"]
 
 
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        None,
+        Allowance(MAC),
+        Allowance(MAC, ("10.0.0.2", "10.1.0.0/16", "2001:db8::2")),
+        Allowance(MAC, ("10.0.0.2",), routed=True),
+        Allowance(MAC, routed=True),
+    ],
+)
+def test_what_the_journal_has_of_it(allowed):
+    assert filters.held_to(filters.facts(allowed)[filters.HELD_TO]) == allowed
+
+
 def test_no_guard_is_a_failure_that_names_the_link(host):
     host.firewall.fail("guard", OSError(errno.EOPNOTSUPP, "the kernel has no packet filter"))
     with pytest.raises(HotplugError, match=r"vif1\.0: the kernel has no packet filter"):

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from hotplug.ports import Host
 
 WATCH = "backend"
-LOCKS = ("block", "iptables", "vif-nat-dhcp")  # that our handlers hold
+LOCKS = ("block", "iptables", "vif-nat-dhcp", "vifname")  # that our handlers hold
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
 

@@ -54,10 +54,11 @@ def guard(host: Host, card: Vif, allowed: Allowance | None) -> None:
     """
     host.deadline.stage(f"setting the packet filter of {card.name}")
     try:
-        if allowed is None:
-            host.firewall.unguard(card.name)
-            return
-        host.firewall.guard(card.name, allowed)
+        with names.held(host, host.deadline, given=is_renamed(card)):
+            if allowed is None:
+                host.firewall.unguard(card.name)
+                return
+            host.firewall.guard(card.name, allowed)
         # Of a network's connections, others may be other guests' or this host's own.
         alone = [address for address in allowed.addresses if "/" not in address]
         host.firewall.forget_connections(alone)
@@ -65,12 +66,22 @@ def guard(host: Host, card: Vif, allowed: Allowance | None) -> None:
         raise HotplugError(f"{card.name}: {error.strerror or error}") from error
 
 
+def is_renamed(card: Vif) -> bool:
+    return card.name != card.original
+
+
 def renew(host: Host, entry: Entry, role: str) -> None:
     """Set the filter of a link as the journal has it, unless it is still there."""
-    name = names.own(host, entry, role)
     allowed = held_to(vif.remembered(entry, role, HELD_TO))
-    if not name or allowed is None:
+    if allowed is None:
         return
+    with names.held(host, host.deadline, given=names.was_given(entry, role)):
+        name = names.own(host, entry, role)
+        if name:
+            _renew(host, name, allowed)
+
+
+def _renew(host: Host, name: str, allowed: Allowance) -> None:
     host.deadline.stage(f"setting the packet filter of {name} again")
     try:
         if host.firewall.keeps(name, allowed):
@@ -90,18 +101,23 @@ def accept(host: Host, card: Vif, link: Link, entry: Entry, script: str) -> None
         return
     vif.remember(entry, card, link, script, **{ACCEPTED: 1})
     host.deadline.stage(f"setting iptables' rules for {card.name}")
-    host.firewall.accept(card.name, card.ip, host.deadline)
+    with names.held(host, host.deadline, given=is_renamed(card)):
+        host.firewall.accept(card.name, card.ip, host.deadline)
 
 
 def remove(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
     """All that the journal has of a link's filters, after the link went down."""
     guarded, accepted = (vif.remembered(entry, role, fact) for fact in (GUARDED, ACCEPTED))
-    name = names.own(host, entry, role) if guarded or accepted else ""
-    if name and accepted:
-        with vif.best_effort(problems):  # also where nobody waits any more
-            host.firewall.unaccept(name, Grace(host.deadline))
-    if name and guarded:
-        with vif.best_effort(problems):
+    if not guarded and not accepted:
+        return
+    grace = Grace(host.deadline)  # also where nobody waits any more
+    given = names.was_given(entry, role)
+    with vif.best_effort(problems), names.held(host, grace, given=given):
+        name = names.own(host, entry, role)
+        if name and accepted:
+            with vif.best_effort(problems):
+                host.firewall.unaccept(name, grace)
+        if name and guarded:
             refuse_up(host, entry, role)
             host.firewall.unguard(name)
 

@@ -3,24 +3,42 @@
 Filters, a switch's ports and the DHCP server's files know a link by its name. That of the kernel
 has the numbers of the card. But ``vifname`` may give the next guest the name that a former one had:
 as soon as it has a link of that name, what is known under it is the next guest's, or was replaced
-when it came.
+when it came. So that this is not found out just before, a lock is held while something is known, or
+forgotten, by a name of this kind; and a link has its name before anything is known by it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.handlers import vif
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from hotplug.handlers.vif import Vif
-    from hotplug.ports import Entry, Host
+    from hotplug.ports import Deadline, Entry, Host
+
+LOCK = "vifname"
+
+
+def held(
+    host: Host, deadline: Deadline, *, given: bool
+) -> AbstractContextManager[None, bool | None]:
+    """Keep a name that ``vifname`` has given; the kernel's need no lock."""
+    return host.locks.hold(LOCK, deadline) if given else contextlib.nullcontext()
+
+
+def was_given(entry: Entry, role: str) -> bool:
+    """Whether the journal has a link by a name of ``vifname``'s."""
+    return bool(vif.remembered(entry, role, "original"))
 
 
 def own(host: Host, entry: Entry, role: str) -> str:
     """The name under which the journal has a link; "" if it is another card's by now."""
     name = vif.remembered(entry, role)
-    if name and vif.remembered(entry, role, "original"):
+    if name and was_given(entry, role):
         link = host.links.find(name)
         if link is not None and str(link.index) != vif.remembered(entry, role, "index"):
             return ""

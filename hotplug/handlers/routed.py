@@ -87,9 +87,10 @@ def _set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
         for address in routing.hosts():
             with tolerated(host, address, f"{card.name} has no IPv6"):
                 host.links.add_neighbour(link, address, routing.allowed.mac)
+    if card.name != link.name:  # first, so that no other link has the name that is guarded
+        host.links.change(link, Change(name=card.name))
     filters.guard(host, card, routing.allowed)
-    name = card.name if card.name != link.name else None
-    host.links.change(link, Change(name=name, up=True))
+    host.links.change(link, Change(up=True))
     link = dataclasses.replace(link, name=card.name, up=True)
     host.links.proxy_arp(link)
     for route in routing.routes():

@@ -9,7 +9,7 @@
   the map of inet drops everything. With bridge netfilter, what goes over a bridge comes to inet
   as the bridge's.
 - What goes *to* guests is not filtered.
-- A link is known by its name, as a rule would know it. Who renames it guards the new name first.
+- A link is known by its name, as a rule would know it. Who renames it does so while it is down.
 - A table goes with its last link. The kernel refuses to delete what has something in it, if it is
   asked to (NLM_F_NONREC), so that no guard of another process is lost.
 - ``nft flush ruleset`` deletes our tables too; nothing but a new guard brings them back. Whether

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from hotplug.agent.deadline import EventDeadline
 from hotplug.errors import AbandonedError, BackendGoneError, HotplugError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import dhcpd, table
+from hotplug.kernel.lockfile import LockFiles
 
 FORMER, NEXT = Device("vif", 5, 0), Device("vif", 6, 0)
 MAC = "00:16:3e:00:00:05"
@@ -35,12 +37,29 @@ class FakeSwitch:
             del self.ports[name]
 
 
+class Overtaken(FakeFirewall):
+    """Something happens just before it forgets a link, if it can."""
+
+    def __init__(self):
+        super().__init__()
+        self.meanwhile = None
+        self.thread = None
+
+    def unguard(self, link):
+        if self.meanwhile is not None:
+            self.thread, self.meanwhile = threading.Thread(target=self.meanwhile), None
+            self.thread.start()
+            self.thread.join(0.2)
+        super().unguard(link)
+
+
 class Cards:
     """A host with a bridge, and cards of some guests."""
 
     def __init__(self, tmp_path):
-        self.links, self.firewall, self.switch = FakeLinks(), FakeFirewall(), FakeSwitch()
+        self.links, self.firewall, self.switch = FakeLinks(), Overtaken(), FakeSwitch()
         parts = {"links": self.links, "firewall": self.firewall, "switch": self.switch}
+        parts["locks"] = LockFiles(str(tmp_path))
         self.world = World(tmp_path, **parts)
         self.bridge = self.links.add("xenbr0", "bridge")
         self.links.add_address(self.links.add("eth0"), "192.0.2.1", 24)
@@ -106,6 +125,24 @@ def test_a_name_that_the_next_guest_has(cards, how):
     cards.run(Action.OFFLINE, NEXT, "vif-bridge")
     assert cards.firewall.guarded() == []
     assert cards.firewall.accepted == {}
+
+
+@pytest.mark.parametrize("script", ["vif-bridge", "vif-route"])
+@pytest.mark.parametrize("how", ["reclaimed", "offline"])
+def test_a_name_that_the_next_guest_gets_just_now(cards, how, script):
+    keys = {"ip": "10.0.0.2", "vifname": "web"}
+    link = cards.add(FORMER, **keys)
+    cards.run(Action.ONLINE, FORMER, script)
+    cards.destroy(FORMER, link)
+    cards.add(NEXT, **keys)
+    cards.firewall.meanwhile = lambda: cards.run(Action.ONLINE, NEXT, script)
+    if how == "reclaimed":
+        cards.reclaim(FORMER)
+    else:
+        cards.run(Action.OFFLINE, FORMER, script)
+    cards.firewall.thread.join()
+    assert cards.firewall.guarded() == ["web"]
+    assert cards.world.store.read(f"{NEXT}/hotplug-status") == b"connected"
 
 
 def test_a_name_that_nobody_has_any_more(cards):

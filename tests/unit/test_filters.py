@@ -13,7 +13,7 @@ from hotplug.errors import HotplugError
 from hotplug.handlers import filters
 from hotplug.network import Allowance
 
-CARD = SimpleNamespace(name="vif1.0")
+CARD = SimpleNamespace(name="vif1.0", original="vif1.0")
 MAC = "00:16:3e:01:02:03"
 
 

@@ -96,13 +96,19 @@ def _renew(host: Host, name: str, allowed: Allowance) -> None:
 
 
 def accept(host: Host, card: Vif, link: Link, entry: Entry, script: str) -> None:
-    """The stock rules, once the link is a bridge's port."""
+    """The stock rules, once the link is a bridge's port.
+
+    They forbid nothing. So it is noted if iptables refuses them, and no failure, as with stock.
+    """
     if not host.firewall.forwards(card.name):
         return
     vif.remember(entry, card, link, script, **{ACCEPTED: 1})
     host.deadline.stage(f"setting iptables' rules for {card.name}")
     with names.held(host, host.deadline, given=is_renamed(card)):
-        host.firewall.accept(card.name, card.ip, host.deadline)
+        try:
+            host.firewall.accept(card.name, card.ip, host.deadline)
+        except OSError as error:
+            host.note(f"{card.name}: {error.strerror or error}")
 
 
 def remove(host: Host, entry: Entry, role: str, problems: list[str]) -> None:

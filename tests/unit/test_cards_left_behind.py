@@ -246,6 +246,18 @@ def test_what_could_not_be_taken_back_is_not_forgotten(cards, monkeypatch):
     assert cards.world.journal(FORMER) is None
 
 
+def test_iptables_that_refuses_its_rules_is_noted(cards):
+    """What was set nevertheless is taken back."""
+    cards.add(FORMER, ip="10.0.0.2")
+    cards.firewall.fail("accept", OSError(errno.EIO, "iptables refuses the rules", "vif5.0"))
+    cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    assert cards.world.store.read(f"{FORMER}/hotplug-status") == b"connected"
+    assert cards.world.notes == ["vif5.0: iptables refuses the rules"]
+    cards.firewall.accepted["vif5.0"] = ()
+    cards.run(Action.OFFLINE, FORMER, "vif-bridge")
+    assert cards.firewall.accepted == {}
+
+
 @pytest.mark.parametrize("script", ["vif-bridge", "vif-route"])
 def test_a_guard_that_others_deleted_is_set_again(cards, script):
     cards.add(FORMER, ip="10.0.0.2")

@@ -119,7 +119,7 @@ class Guards:
     def _remove(self, link: str, families: Sequence[int]) -> None:
         """Take a link out of these tables, and the tables away that are empty then."""
         for _ in range(ATTEMPTS):
-            tables = self._there(families)
+            tables = self._there(families, link)
             if not tables:
                 return
             messages = []
@@ -169,7 +169,7 @@ class Guards:
             for hook, own, listed, mapped in zip(answers, answers, answers, answers, strict=True)
         ]
 
-    def _there(self, families: Sequence[int]) -> list[Table]:
+    def _there(self, families: Sequence[int], link: str) -> list[Table]:
         """Our tables, as far as there are any: on most hosts no card is guarded."""
         tables = [Table(family, TABLE) for family in families]
         try:
@@ -177,7 +177,7 @@ class Guards:
         except OSError as error:
             if error.errno in UNSUPPORTED:
                 return []
-            raise
+            raise refusal(link, error.errno or errno.EIO) from error
         return [table for table, answer in zip(tables, found, strict=True) if answer is not None]
 
     def _listed(self, table: Table) -> list[bytes]:

@@ -40,8 +40,8 @@ demo: $(VENV)/.project $(BUILD)/demo-packages  ## a guest's disks, by the stock 
 	@$(VENV)/bin/python tests/demo.py
 
 .PHONY: test
-test: venv $(BUILD)/test-packages $(BUILD)/lab-packages  ## every test, on a real Xen too (as root)
-	$(VENV)/bin/pytest tests -m 'not soak'
+test: venv $(BUILD)/test-packages $(BUILD)/lab-packages  ## the tests, on a real Xen too (as root)
+	$(VENV)/bin/pytest tests -m 'not soak and not long'
 
 .PHONY: test-fast
 test-fast: venv $(BUILD)/test-packages  ## the same without the lab
@@ -63,7 +63,7 @@ bench: venv $(BUILD)/test-packages  ## how long events take, the stock scripts b
 
 # A real Xen in an emulator. XEN=4.20 chooses another release than 4.17.
 .PHONY: lab-test
-lab-test: venv $(BUILD)/lab-packages  ## the tests on a real Xen, in an emulator; XEN=4.17 or 4.20
+lab-test: venv $(BUILD)/lab-packages  ## all tests on a real Xen, in an emulator; XEN=4.17 or 4.20
 	$(VENV)/bin/pytest tests/lab
 
 .PHONY: lab-bench

@@ -22,6 +22,8 @@ build/bench/lab.json (lab-4.20.json for another release than the default) holds
     everything  {"stock", "ours", "ratio"}: all that is Xen's from the full file, with its disks and
                 its card; all that is ours from the compacted one
     guest_disk   {"stock": {"read_s": [...], "write_s": [...]}, "ours": {the same}}
+    driver_domain   {"devd": {"connected_s": [...], "p50_s", "processes" (per card)}, "ours": {the
+                    same}, "ratio": p50 of devd by p50 of ours}; see driver_bench.py
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
-from lab import hotplug
+from lab import driver_bench, hotplug
 from lab.guests import Disk, Guest
 from lab.image import TREE, BuildError, image
 from lab.machine import LabError, Machine
@@ -102,6 +104,7 @@ class Bench:
         self.compare("restore_four_at_once", AT_ONCE)
         self.memory()
         self.results["guest_disk"] = self.throughput()
+        self.results["driver_domain"] = driver_bench.measure(self.machine, self.rounds)
         return self.results
 
     def memory(self) -> None:
@@ -284,6 +287,8 @@ def table(results: dict[str, object]) -> str:
                 for side in ("stock", "ours")
             )
             lines.append(f"guest's disk, {name[:-2]:14}{stock:>7.1f} MB/s{ours:>7.1f} MB/s")
+    if "driver_domain" in results:
+        lines += driver_bench.lines(results["driver_domain"])
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@
  * that one binary serves all later ones.
  */
 
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -282,6 +283,107 @@ without_zeros:
 	return result;
 }
 
+/* Bytes at an offset of a file, all of them; an error number. */
+static int read_all(int fd, uint8_t *to, size_t size, uint64_t offset)
+{
+	while (size) {
+		ssize_t done = pread(fd, to, size, (off_t)offset);
+
+		if (done < 0 && errno != EINTR)
+			return errno;
+		if (done == 0)
+			return ENODATA; /* it was longer a moment ago */
+		if (done > 0) {
+			to += done;
+			size -= (size_t)done;
+			offset += (uint64_t)done;
+		}
+	}
+	return 0;
+}
+
+/* Where data of a file begins from an offset on, and where the next hole does. */
+static void next_data(int fd, uint64_t offset, uint64_t end, uint64_t *data, uint64_t *hole)
+{
+	off_t found = lseek(fd, (off_t)offset, SEEK_DATA);
+
+	*data = *hole = end;
+	if (found >= 0) {
+		*data = (uint64_t)found;
+		found = lseek(fd, found, SEEK_HOLE);
+		if (found >= 0)
+			*hole = (uint64_t)found;
+	} else if (errno != ENXIO) /* it has no such call, so it has no holes */
+		*data = offset;
+}
+
+/* Some pages of a file, looked at in as many steps as the buffer asks for; an error number. */
+static int look_at(int fd, uint64_t place, uint8_t *zeros, size_t count, Py_buffer *buffer)
+{
+	size_t step = (size_t)buffer->len / PAGE;
+
+	for (size_t i = 0; i < count; i += step) {
+		size_t some = count - i < step ? count - i : step;
+		int error = read_all(fd, buffer->buf, some * PAGE, place + i * PAGE);
+
+		if (error)
+			return error;
+		for (size_t k = 0; k < some; k++)
+			if (is_zero((const uint8_t *)buffer->buf + k * PAGE))
+				zeros[i + k] = 1;
+	}
+	return 0;
+}
+
+/* find_zeros_in_file(fd, place, zeros, buffer): which pages of a file are zero.
+ *
+ * place: where the first is; zeros: a byte for each, set to 1 if the page is in a hole, else left;
+ * and if buffer has room for pages, also set if the page is not in a hole and zero. */
+static PyObject *find_zeros_in_file(PyObject *self, PyObject *arguments)
+{
+	PyObject *zeros_object, *buffer_object, *result = NULL;
+	Py_buffer zeros, buffer;
+	unsigned long long place;
+	size_t at = 0, count;
+	int fd, error = 0;
+
+	(void)self;
+	if (!PyArg_ParseTuple(arguments, "iKOO", &fd, &place, &zeros_object, &buffer_object))
+		return NULL;
+	if (PyObject_GetBuffer(zeros_object, &zeros, PyBUF_WRITABLE) < 0)
+		return NULL;
+	if (PyObject_GetBuffer(buffer_object, &buffer, PyBUF_WRITABLE) < 0)
+		goto without_buffer;
+	count = (size_t)zeros.len;
+	Py_BEGIN_ALLOW_THREADS
+	while (at < count && !error) {
+		uint64_t offset = place + at * PAGE, end = place + count * PAGE, data, hole;
+		size_t next;
+
+		next_data(fd, offset, end, &data, &hole);
+		data = data < end ? data : end;
+		hole = hole < end ? hole : end;
+		next = at + (data - offset) / PAGE;
+		memset((uint8_t *)zeros.buf + at, 1, next - at);
+		at = next;
+		next = (hole - place + PAGE - 1) / PAGE; /* behind the last page that has data */
+		if (next > at && buffer.len >= PAGE)
+			error = look_at(fd, place + at * PAGE, (uint8_t *)zeros.buf + at, next - at,
+					&buffer);
+		at = next > at ? next : at;
+	}
+	Py_END_ALLOW_THREADS
+	if (error) {
+		errno = error;
+		PyErr_SetFromErrno(PyExc_OSError);
+	} else
+		result = Py_NewRef(Py_None);
+	PyBuffer_Release(&buffer);
+without_buffer:
+	PyBuffer_Release(&zeros);
+	return result;
+}
+
 /* place_pages(entries, zeros, base, as_hvm, plain, zero, tables, places): which pages have what.
  *
  * entries: words {type << 60 | pfn}; zeros: a byte for each of those that have a page of data, not 0
@@ -348,25 +450,6 @@ end:
 		PyBuffer_Release(&words[taken].view);
 	PyBuffer_Release(&zeros);
 	return result;
-}
-
-/* Bytes at an offset of a file, all of them; an error number. */
-static int read_all(int fd, uint8_t *to, size_t size, uint64_t offset)
-{
-	while (size) {
-		ssize_t done = pread(fd, to, size, (off_t)offset);
-
-		if (done < 0 && errno != EINTR)
-			return errno;
-		if (done == 0)
-			return ENODATA; /* it was longer a moment ago */
-		if (done > 0) {
-			to += done;
-			size -= (size_t)done;
-			offset += (uint64_t)done;
-		}
-	}
-	return 0;
 }
 
 /* read_pages(fd, address, places): pages at offsets of a file, one after the other to an address. */
@@ -820,6 +903,7 @@ static PyMethodDef functions[] = {
 	{"gather", gather, METH_VARARGS, NULL},
 	{"superpages", superpages, METH_VARARGS, NULL},
 	{"find_zeros", find_zeros, METH_VARARGS, NULL},
+	{"find_zeros_in_file", find_zeros_in_file, METH_VARARGS, NULL},
 	{"place_pages", place_pages, METH_VARARGS, NULL},
 	{"read_pages", read_pages, METH_VARARGS, NULL},
 	{"copy_pages", copy_pages, METH_VARARGS, NULL},

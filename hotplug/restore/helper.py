@@ -18,6 +18,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ NAME = "libxl-save-helper"
 RESTORE_WORDS, SAVE_WORDS = 11, 8  # argc
 USAGE = 2  # exit status
 TENTHS = 10  # progress is told so often; each message wakes libxl up, and Xen's own tells none
+PROGRESS_SECONDS = 1.0  # and no more often than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Libxl:
         self._callbacks = callbacks
         self._doing = doing
         self._tenth = 0  # of the guest's memory that progress was told of
+        self._told = time.monotonic()
 
     def say(self, message: bytes) -> None:
         while message:
@@ -100,8 +103,8 @@ class Libxl:
     def progress(self, done: int, total: int) -> None:
         # libxl divides by the total.
         tenth = TENTHS * done // total if total else 0
-        if tenth > self._tenth:
-            self._tenth = tenth
+        if tenth > self._tenth and time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self._tenth, self._told = tenth, time.monotonic()
             self.say(messages.progress(self._doing, done, total))
 
     def static_data_done(self, *, cpuid_missing: bool, msrs_missing: bool) -> None:

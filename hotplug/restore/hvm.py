@@ -51,8 +51,8 @@ class HvmGuest:
 
     def batch(self, batch: Batch) -> None:
         """Pages: give them frames, clear those that are zero, copy the others."""
-        for pages, _ in self.memory.take(batch):
-            self.memory.put(pages)
+        for pages, again in self.memory.take(batch):
+            self.memory.put(pages, again=again)
 
     def finish(self, types: bytearray) -> Results:  # noqa: ARG002 - as PvGuest's
         """Everything after the last record."""

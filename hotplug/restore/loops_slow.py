@@ -105,6 +105,32 @@ def find_zeros(data: memoryview, zeros: bytearray | memoryview) -> None:
             zeros[index] = 1
 
 
+def find_zeros_in_file(fd: int, place: int, zeros: bytearray, buffer: bytearray) -> None:
+    end = place + PAGE * len(zeros)
+    at = 0
+    while at < len(zeros):
+        offset = place + PAGE * at
+        data, hole = (min(found, end) for found in next_data(fd, offset, end))
+        following = at + (data - offset) // PAGE
+        zeros[at:following] = b"\1" * (following - at)
+        at = following
+        following = -(-(hole - place) // PAGE)
+        for index in range(at, following if len(buffer) >= PAGE else at):
+            page = os.pread(fd, PAGE, place + PAGE * index)
+            if len(page) < PAGE:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+            zeros[index] |= page == ZERO
+        at = max(at, following)
+
+
+def next_data(fd: int, offset: int, end: int) -> tuple[int, int]:
+    try:
+        data = os.lseek(fd, offset, os.SEEK_DATA)
+        return data, os.lseek(fd, data, os.SEEK_HOLE)
+    except OSError as error:
+        return end if error.errno == errno.ENXIO else offset, end
+
+
 def place_pages(
     entries: array[int],
     zeros: bytearray,
@@ -161,7 +187,7 @@ def copy_pages(address: int, data: memoryview, places: array[int]) -> None:
         ctypes.memmove(address + index * PAGE, bytes(data[place : place + PAGE]), PAGE)
 
 
-def missing(tables: bytearray, p2m: array[int], out: array[int]) -> int:
+def missing(tables: array[int], p2m: array[int], out: array[int]) -> int:
     found: dict[int, None] = {}
     for entry in memoryview(tables).cast("B").cast("Q"):
         pfn = (entry & FRAME_MASK) // PAGE
@@ -178,7 +204,7 @@ def missing(tables: bytearray, p2m: array[int], out: array[int]) -> int:
     return len(found)
 
 
-def localise(tables: bytearray, p2m: array[int]) -> None:
+def localise(tables: array[int], p2m: array[int]) -> None:
     entries = memoryview(tables).cast("B").cast("Q")
     for entry in entries:
         pfn = (entry & FRAME_MASK) // PAGE

@@ -9,6 +9,7 @@ not what a living one gives back (populate_physmap, free_heap_pages in xen/commo
 from __future__ import annotations
 
 import errno
+import threading
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING
 from hotplug.errors import RestoreError
 from hotplug.restore.loops import native
 from hotplug.restore.pages import PFN_MASK, POPULATED, TYPE_SHIFT
-from hotplug.restore.xenlibs import words
+from hotplug.restore.xenlibs import address_of, words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hotplug.restore.reading import Batch, Part, Source
     from hotplug.restore.xenlibs import Domain, Window, Xen
@@ -47,15 +48,16 @@ class Pages:
     tables: array[int]
     table_places: array[int]
 
-    def read_tables(self) -> bytes:
-        """The pages of the page tables."""
+    def read_tables(self) -> array[int]:
+        """The page tables, one after the other."""
         return read(self.source, self.table_places)
 
 
-def read(source: Source, places: array[int]) -> bytes:
-    room = words(len(places) * PAGE // 8)
-    source.read(room.buffer_info()[0], places)
-    return room.tobytes()
+def read(source: Source, places: array[int]) -> array[int]:
+    """Pages, as words."""
+    found = words(len(places) * PAGE // 8)
+    source.read(address_of(found), places)
+    return found
 
 
 def sort(parts: list[Part], source: Source, *, as_hvm: bool) -> Pages:
@@ -74,6 +76,36 @@ def sort(parts: list[Part], source: Source, *, as_hvm: bool) -> Pages:
     return found
 
 
+class Clearing:
+    """What the hypervisor clears in the background. Another processor does it, if there is one."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def start(self, work: Callable[[], object]) -> None:
+        """One thing at a time."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - whoever waits raises it
+                self._error = error
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until it is done; raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
 class Memory:
     """The frames of one domain.
 
@@ -90,6 +122,7 @@ class Memory:
         self.p2m = invalid(0)
         self.populated = 0
         self.cleared = 0
+        self._clearing = Clearing()
 
     def grow(self, pfns: int) -> None:
         """Make room for so many pfns."""
@@ -126,15 +159,28 @@ class Memory:
         if self._populate_entries(entries) == sum(part.frames for part in batch.parts):
             yield sort(batch.parts, batch.source, as_hvm=self._is_hvm), False
             return
+        self.settle()
         for part in batch.parts:
             for piece in part.pieces():
                 yield sort([piece], batch.source, as_hvm=self._is_hvm), True
 
-    def put(self, pages: Pages) -> None:
-        """Clear the pages that are zero, fill those that are plain."""
-        self.clear(pages.zero)
+    def put(self, pages: Pages, *, again: bool) -> None:
+        """Clear the pages that are zero, fill those that are plain.
+
+        If none of them has come before, they are cleared while the next ones are read.
+        """
+        if again or self._is_hvm:
+            self.clear(pages.zero)
+        elif pages.zero:
+            self.cleared += len(pages.zero)
+            operations = native.operations(CLEAR_PAGE, self.frames(pages.zero))
+            self._clearing.start(lambda: self._xen.clear(self._domid, operations))
         if pages.plain:
             self._install(pages)
+
+    def settle(self) -> None:
+        """Wait until what is to be zero is."""
+        self._clearing.wait()
 
     def _reach(self, entries: array[int]) -> None:
         """Make room for the pfns of entries that get frames; the others may be anything."""
@@ -154,8 +200,11 @@ class Memory:
 
     def count_differing(self, batch: Batch) -> int:
         """How many pages are not what the image has, after a VERIFY record; not page tables."""
+        self.settle()
         found = sort(batch.parts, batch.source, as_hvm=self._is_hvm)
-        wanted = memoryview(read(batch.source, found.plain_places) + ZERO * len(found.zero))
+        wanted = memoryview(
+            read(batch.source, found.plain_places).tobytes() + ZERO * len(found.zero)
+        )
         if not wanted:
             return 0
         with self.map(found.plain + found.zero, writable=False) as window, window.view() as view:
@@ -224,9 +273,9 @@ class Memory:
             with self.map(pages.plain[some]) as window:
                 pages.source.read(window.address, pages.plain_places[some])
 
-    def localise(self, tables: bytearray) -> None:
+    def localise(self, tables: array[int]) -> None:
         """Frames for pfns in page tables. What they point to gets a frame if it has none."""
-        room = words(min(len(self.p2m), len(tables) // 8))
+        room = words(min(len(self.p2m), len(tables)))
         try:
             while count := native.missing(tables, self.p2m, room):
                 pfns = room[:count]

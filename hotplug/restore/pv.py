@@ -11,6 +11,7 @@ are pinned.
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import RestoreError
@@ -28,10 +29,25 @@ if TYPE_CHECKING:
     from hotplug.restore.reading import Batch
     from hotplug.restore.xenlibs import Domain, Xen
 
-PAGE = 4096
+PAGE, ENTRIES = 4096, 512  # bytes of a page, and words, as in a page table
 # Page tables that are kept here until they are written, 16 MB: most guests have no more, and then
 # each pfn that they point to has its frame already, of a superpage where that can be.
 TABLES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Page tables: pfns, and their entries one after the other."""
+
+    pfns: array[int]
+    entries: array[int]
+
+    def without(self, pfns: set[int]) -> Tables:
+        kept = [index for index, pfn in enumerate(self.pfns) if pfn not in pfns]
+        entries = array("Q")
+        for index in kept:
+            entries.extend(self.entries[index * ENTRIES : (index + 1) * ENTRIES])
+        return Tables(array("Q", (self.pfns[index] for index in kept)), entries)
 
 
 class PvGuest:
@@ -44,7 +60,7 @@ class PvGuest:
         self.memory = Memory(xen, domain)
         self._width = 0
         self._frames: array[int] = array("Q")  # pfns of the pages of the guest's own p2m
-        self._tables: dict[int, bytes] = {}  # page tables by pfn
+        self._tables: list[Tables] = []  # that wait to be written
         self._vcpus: dict[tuple[int, int], bytes] = {}  # by record type and number
         self._types = bytearray()
 
@@ -90,25 +106,21 @@ class PvGuest:
         """Pages: give them frames, clear those that are zero, copy the others."""
         for pages, again in self.memory.take(batch):
             if again:
-                self._forget_tables(pages.plain)
-                self._forget_tables(pages.zero)
-            self.memory.put(pages)
+                self._forget_tables({*pages.plain, *pages.zero, *pages.tables})
+            self.memory.put(pages, again=again)
             if pages.tables:
-                data = pages.read_tables()
-                for index, pfn in enumerate(pages.tables):
-                    self._tables[pfn] = data[index * PAGE : (index + 1) * PAGE]
-        if len(self._tables) >= TABLES:
+                self._tables.append(Tables(pages.tables, pages.read_tables()))
+        if sum(len(tables.pfns) for tables in self._tables) >= TABLES:
             self._write_tables()
 
-    def _forget_tables(self, pfns: array[int]) -> None:
-        """Pages that have come again, and are no page tables any more."""
-        if self._tables and not self._tables.keys().isdisjoint(pfns):
-            for pfn in pfns:
-                self._tables.pop(pfn, None)
+    def _forget_tables(self, pfns: set[int]) -> None:
+        """Pages that have come again, with other content."""
+        self._tables = [tables.without(pfns) for tables in self._tables]
 
     def finish(self, types: bytearray) -> Results:
         """Everything after the last record."""
         self._types = types
+        self.memory.settle()
         self._write_tables()
         results = self._set_vcpus()
         self._pin()
@@ -117,12 +129,11 @@ class PvGuest:
 
     def _write_tables(self) -> None:
         """Those that wait, whatever type they have by now: nothing else is in their frames."""
-        if not self._tables:
-            return
-        data = bytearray().join(self._tables.values())
-        self.memory.localise(data)
-        with self.memory.map(array("Q", self._tables)) as window, window.view() as view:
-            view[:] = data
+        for tables in self._tables:
+            if tables.pfns:
+                self.memory.localise(tables.entries)
+                with self.memory.map(tables.pfns) as window, window.view() as view:
+                    view[:] = memoryview(tables.entries).cast("B")
         self._tables.clear()
 
     def _frame(self, pfn: int, what: str, level: int = NOTAB) -> int:

@@ -108,9 +108,8 @@ class Reader:
         self._parser = parser or stream.libxc()
         self._is_hvm = False
         self.types = bytearray()  # of each pfn of a PV guest, as the last record that has it says
-        self._look = not is_sparse(image)
         self._pipe = BufferSource() if image.size is None else None
-        self._step = memoryview(bytearray(STEP * PAGE))
+        self._step = bytearray(0 if is_sparse(image) else STEP * PAGE)
 
     def __iter__(self) -> Iterator[Batch | LibxcHeader | Record | StaticDataInferred]:
         """Everything in its order. What is wrong with the image is raised at its place."""
@@ -165,33 +164,9 @@ class Reader:
             self._image.read_into(data)
             native.find_zeros(data, zeros)
         elif zeros:
-            self._find_zeros(zeros)
+            native.find_zeros_in_file(self._image.fd, place, zeros, self._step)
+            self._image.skip(with_data * PAGE)
         return Part(entries, frames, zeros, place)
-
-    def _find_zeros(self, zeros: bytearray) -> None:
-        """Mark the next pages of the file: those in holes, and perhaps those that are all zero."""
-        image, marks = self._image, memoryview(zeros)
-        count, at = len(zeros), 0
-        while at < count:
-            left = count - at
-            size = image.hole(left * PAGE) // PAGE
-            if size:
-                marks[at : at + size] = b"\1" * size
-                image.skip(size * PAGE)
-            else:
-                size = min(-(-image.data_ahead(left * PAGE) // PAGE), left)
-                self._pass_data(marks[at : at + size])
-            at += size
-
-    def _pass_data(self, marks: memoryview) -> None:
-        if not self._look:
-            self._image.skip(len(marks) * PAGE)
-            return
-        for start in range(0, len(marks), STEP):
-            some = marks[start : start + STEP]
-            data = self._step[: len(some) * PAGE]
-            self._image.read_into(data)
-            native.find_zeros(data, some)
 
 
 def is_sparse(image: Image) -> bool:

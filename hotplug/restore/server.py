@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn
 
-READY = 2  # workers that wait, while none is at work; then one is enough
 NAME = "restore-server"  # in the list of processes
 NO_XEN = 3  # exit status: there is no hypervisor, or none that we know
 FAILED = 4  # exit status: workers end before they have anything to do
@@ -64,35 +63,38 @@ class Server:
             comm.write(NAME)
         gc.collect()
         gc.freeze()  # a collection would copy what workers share with us
-        self._fill()
+        self._fork()
         os.rename(f"{self._path}.new", self._path)
         while True:
             for fd, _ in self._poll.poll():
                 if fd == self._agent.fileno():
                     return 0
-                if not self._hear(fd):
+                if fd == self._listener.fileno():
+                    self._fork()
+                elif not self._hear(fd):
                     return FAILED
-
-    def _fill(self) -> None:
-        # To fork takes time that a restore should have.
-        while len(self._ready) < (1 if self._busy else READY):
-            self._fork()
 
     def _hear(self, fd: int) -> bool:
         """A worker was taken, or has ended; False if it has without having been taken."""
         if fd in self._ready and self._ready[fd].socket.recv(1):
             self._busy[fd] = self._ready.pop(fd)
-        elif fd in self._busy:
+            # To fork takes time that the restore should have; unless somebody else comes.
+            self._poll.register(self._listener, select.POLLIN)
+            return True
+        if fd in self._busy:
             ended = self._busy.pop(fd)
             self._poll.unregister(fd)
             ended.socket.close()
             os.waitpid(ended.pid, 0)
-        else:
-            return False
-        self._fill()
-        return True
+            if not self._ready:
+                self._fork()
+            return True
+        return False
 
     def _fork(self) -> None:
+        """One more that waits; meanwhile we need not look who comes."""
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(self._listener)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if not pid:

@@ -5,7 +5,8 @@ one packet with its arguments and descriptors, and is told the exit status, or t
 done. It takes the end of the connection for our end, and that is true:
 
 - do_exit (Linux 6.1, kernel/exit.c) calls exit_mm before exit_files. So when the kernel closes our
-  socket nothing of the guest is mapped here any more, and libxl may let the guest run.
+  socket nothing of the guest is mapped here any more, and libxl may let the guest run. Nothing
+  else may close it.
 - If the client is killed, our socket hangs up, and O_ASYNC turns that into SIGTERM
   (unix_release_sock in net/unix/af_unix.c), which is not handled: as if libxl had killed us.
 """
@@ -22,6 +23,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from hotplug.restore import helper
+from hotplug.restore.xenlibs import own_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,7 @@ TAKEN = b"t"  # to the server: somebody came, wait for the next one
 REQUEST = 4096  # bytes, at most
 STANDARD, STREAM = (0, 1, 2), 3  # in the order in which descriptors come
 NAME = "restore-worker"  # in the list of processes
+HEAP = 4 << 20  # bytes, what a restore takes of it at a time
 PATIENCE = 10.0  # seconds; a client that was greeted asks at once
 CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
@@ -47,9 +50,12 @@ def run(listener: socket.socket, server: socket.socket, connect: Callable[[], Xe
     with open("/proc/self/comm", "w") as comm:
         comm.write(NAME)
     xen = connect()
+    bytearray(HEAP)
+    own_memory()
     client = wait(listener, server)
     if client is None:
         return 0
+    os.dup(client.fileno())  # so that only our end closes it, whatever becomes of the object
     listener.close()  # or clients would wait here when the server has gone
     server.send(TAKEN)
     with contextlib.suppress(RequestError, OSError):

@@ -127,15 +127,18 @@ def test_a_restore():
     assert libxl.end() == 0
 
 
-def test_progress_is_told_ten_times_at_most(monkeypatch):
-    said = []
+@pytest.mark.parametrize(("seconds", "told"), [(2.0, range(1, 10)), (0.002, [7])])
+def test_progress_is_told_now_and_then(monkeypatch, seconds, told):
+    said, now = [], [0.0]
     monkeypatch.setattr(helper.Libxl, "say", lambda _, message: said.append(message))
+    monkeypatch.setattr(helper.time, "monotonic", lambda: now[0])
     libxl = helper.Libxl(0, 1, 768)
     for done in range(0, 5001, 7):
         libxl.progress(done, 5000)
         libxl.progress(done, 0)  # by which libxl would divide
+        now[0] += seconds
     counts = [struct.unpack("=QQ", message[-16:]) for message in said]
-    assert [10 * done // total for done, total in counts] == list(range(1, 10))
+    assert [10 * done // total for done, total in counts] == list(told)
 
 
 def test_what_libxl_did_not_ask_for_is_not_sent():

@@ -110,6 +110,35 @@ def test_find_zeros(loops):
 
 
 @BOTH
+@pytest.mark.parametrize("shift", [0, 8, 4088])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_find_zeros_in_file(loops, tmp_path, shift, steps):
+    """Holes, zeros that are there, a hole that ends or begins within a page."""
+    path = tmp_path / "pages"
+    there = (0, 1, 4, 9)  # blocks of the file that are not holes; 4 is all zero
+    with path.open("w+b") as file:
+        for block in there:
+            file.seek(block * PAGE)
+            file.write(bytes(PAGE) if block == 4 else b"x" * PAGE)
+        file.truncate(12 * PAGE)
+        file.flush()
+        zeros = bytearray(10)
+        loops.find_zeros_in_file(file.fileno(), shift, zeros, bytearray(steps * PAGE))
+        content = path.read_bytes()[shift : shift + 10 * PAGE]
+        for index in range(10):
+            start = shift + index * PAGE
+            blocks = {start // PAGE, (start + PAGE - 1) // PAGE}
+            is_zero = not any(content[index * PAGE : (index + 1) * PAGE])
+            assert zeros[index] == (is_zero if steps else blocks.isdisjoint(there))
+        file.truncate(9 * PAGE + 5)  # within data
+        if steps:
+            with pytest.raises(OSError, match="No data available"):
+                loops.find_zeros_in_file(file.fileno(), shift, zeros, bytearray(PAGE))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        loops.find_zeros_in_file(-1, 0, bytearray(1), bytearray(PAGE))
+
+
+@BOTH
 @pytest.mark.parametrize("as_hvm", [False, True])
 def test_place_pages(loops, as_hvm):
     entries = row(entry(0, 9), entry(L1, 8), entry(XTAB, 1), entry(0, 7), entry(PIN | L4, 6),

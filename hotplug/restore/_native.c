@@ -70,6 +70,21 @@ static int is_zero(const uint8_t *page)
 	return 1;
 }
 
+/* highest(words): the highest of some words, 0 if there are none. */
+static PyObject *highest(PyObject *self, PyObject *object)
+{
+	struct words words;
+	uint64_t found = 0;
+
+	(void)self;
+	if (!take_words(object, &words, 0))
+		return NULL;
+	for (size_t i = 0; i < words.count; i++)
+		found = words.at[i] > found ? words.at[i] : found;
+	PyBuffer_Release(&words.view);
+	return PyLong_FromUnsignedLongLong(found);
+}
+
 /* classify(entries, types, limit, kinds): enter the types of a PAGE_DATA record.
  *
  * entries: words {type << 60 | pfn}; types: a byte for each pfn; limit: the number of pfns; kinds:
@@ -897,6 +912,7 @@ end:
 }
 
 static PyMethodDef functions[] = {
+	{"highest", highest, METH_O, NULL},
 	{"classify", classify, METH_VARARGS, NULL},
 	{"unpopulated", unpopulated, METH_VARARGS, NULL},
 	{"scatter", scatter, METH_VARARGS, NULL},

@@ -30,6 +30,10 @@ def is_table(kind: int) -> bool:
     return 1 <= kind & 7 <= 4 and kind < BROKEN
 
 
+def highest(words: bytes | array[int]) -> int:
+    return max(memoryview(words).cast("B").cast("Q"), default=0)
+
+
 def classify(entries: array[int], types: bytearray, limit: int, kinds: bytearray) -> int:
     if len(types) < limit or len(kinds) < len(entries):
         raise ValueError("a buffer is too small")

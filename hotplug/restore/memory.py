@@ -186,7 +186,7 @@ class Memory:
         """Make room for the pfns of entries that get frames; the others may be anything."""
         if not self._limit:
             return  # nor is there one beyond the last, which the image has told
-        last = max(entries)
+        last: int = native.highest(entries)
         if last > PFN_MASK:  # some have a type
             needed = (e & PFN_MASK for e in entries if e >> TYPE_SHIFT in POPULATED)
             last = max(needed, default=0)

@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from hotplug.restore.loops import native
 from hotplug.restore.pieces import PAGE_SIZE, Pages, StreamError
 from hotplug.restore.records import MAX_PFNS
 
@@ -53,8 +54,9 @@ def page_data(length: int, last: int | None = None) -> Parser[Pages]:
         raise StreamError(f"a batch of {count} pages, the limit is {MAX_ENTRIES}")
     if HEAD.size + 8 * count > length:
         raise StreamError(f"a batch of {count} pages in {length} bytes")
-    entries = struct.unpack(f"<{count}Q", (yield 8 * count))
-    if last is not None and max(entries) <= last:
+    raw = yield 8 * count
+    entries = struct.unpack(f"<{count}Q", raw)
+    if last is not None and native.highest(raw) <= last:
         data_pages = count  # of no special type: as good as always
     else:
         data_pages = count_data(entries)
@@ -66,7 +68,7 @@ def page_data(length: int, last: int | None = None) -> Parser[Pages]:
             f"a batch of {count} pages, {data_pages} of them with data, in {length} bytes;"
             f" it should be {expected}"
         )
-    return Pages(entries, data_pages, reserved)
+    return Pages(entries, data_pages, reserved, raw)
 
 
 def count_data(entries: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ docs/specs/libxc-migration-stream.pandoc and libxl-migration-stream.pandoc.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TypeAlias, TypeVar
 
@@ -174,6 +174,7 @@ class Pages:
     entries: tuple[int, ...]
     data_pages: int
     reserved: int = 0
+    raw: bytes = field(default=b"", compare=False, repr=False)  # the entries as they were read
 
     @property
     def bulk(self) -> int:

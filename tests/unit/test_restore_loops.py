@@ -37,6 +37,13 @@ def test_what_is_used_is_the_c_one():
 
 
 @BOTH
+def test_highest(loops):
+    assert loops.highest(row(3, 2**64 - 1, 5)) == 2**64 - 1
+    assert loops.highest(struct.pack("<3Q", 7, 9, 8)) == 9
+    assert loops.highest(b"") == 0
+
+
+@BOTH
 def test_classify(loops):
     entries = row(entry(NOTAB, 3), entry(XTAB, 1), entry(PIN | L4, 0), entry(XALLOC, 2))
     types, kinds = bytearray(b"\x77" * 5), bytearray(4)

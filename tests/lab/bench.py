@@ -163,13 +163,14 @@ class Bench:
 
     @contextlib.contextmanager
     def others(self):
-        """A guest with many disks, beside those that are measured."""
+        """A guest with many disks, beside those that are measured; what it does is of no account."""
         hotplug.start_agent(self.machine)
         names = [f"xvd{letter}" for letter in LETTERS] + [f"xvda{letter}" for letter in LETTERS]
         disks = [Disk(name, f"/tmp/other-{name}.img") for name in names[:OTHERS]]
         self.machine.do("truncate -s 1M " + " ".join(disk.target for disk in disks))
         other = Guest(self.machine, "others", disks)
-        other.start()
+        other.write_config()
+        self.machine.do(f"xl create -p {other.config_path}")
         try:
             yield
         finally:

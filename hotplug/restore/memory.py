@@ -9,7 +9,7 @@ not what a living one gives back (populate_physmap, free_heap_pages in xen/commo
 from __future__ import annotations
 
 import errno
-import threading
+from _thread import allocate_lock, start_new_thread
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,29 +80,28 @@ class Clearing:
     """What the hypervisor clears in the background. Another processor does it, if there is one."""
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
+        self._at_work = allocate_lock()  # held while something is done
         self._error: Exception | None = None
 
     def start(self, work: Callable[[], object]) -> None:
         """One thing at a time."""
         self.wait()
+        self._at_work.acquire()
+        start_new_thread(self._run, (work,))  # a threading.Thread waits until it has begun
 
-        def run() -> None:
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - whoever waits raises it
-                self._error = error
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - whoever waits raises it
+            self._error = error
+        finally:
+            self._at_work.release()
 
     def wait(self) -> None:
         """Until it is done; raises what went wrong with it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
+        with self._at_work:
             error, self._error = self._error, None
+        if error is not None:
             raise error
 
 

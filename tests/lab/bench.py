@@ -163,7 +163,7 @@ class Bench:
 
     @contextlib.contextmanager
     def others(self):
-        """A guest with many disks, beside those that are measured; what it does is of no account."""
+        """A guest with many disks, beside those that are measured. It need not run."""
         hotplug.start_agent(self.machine)
         names = [f"xvd{letter}" for letter in LETTERS] + [f"xvda{letter}" for letter in LETTERS]
         disks = [Disk(name, f"/tmp/other-{name}.img") for name in names[:OTHERS]]

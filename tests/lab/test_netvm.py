@@ -31,6 +31,7 @@ def served(server, name, number):
     return Guest(server.machine, name, address=f"10.99.0.{number}", vifs=[card])
 
 
+@pytest.mark.long
 def test_a_netvm_serves_guests(lab, server):
     """Guests from before and after the agent, which is killed and started again meanwhile."""
     early, late = served(server, "early", 2), served(server, "late", 3)
@@ -110,6 +111,7 @@ def test_it_refuses_to_run_beside_devd(server):
     netvm.start_agent(server)
 
 
+@pytest.mark.long
 def test_connected_sooner_than_by_devd(lab):
     """The stock vif-bridge, run by xl devd, in the same domain."""
     found = driver_bench.measure(lab, ROUNDS, turns=1)

@@ -27,6 +27,7 @@ def ports(machine):
     return machine.do(f"ovs-vsctl list-ports {SWITCH}").split()
 
 
+@pytest.mark.long
 def test_guests_on_a_switch(lab, switch):
     """They reach each other and dom0; VLANs part them; nothing is left of cards that went."""
     first = Guest(lab, "switched", address=f"{NET}.2", vifs=[f"bridge={switch},{SCRIPT}"])

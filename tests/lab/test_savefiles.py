@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from lab import hotplug
 from lab.guests import Guest
 
 BLOCK = 512
@@ -25,7 +26,8 @@ def test_a_saved_guest(lab, kind):
     guest.start()
     guest.run("head -c 1048576 /dev/urandom > /tmp/noise")
     noise = guest.run("sha256sum /tmp/noise")
-    lab.do("xl save kept /tmp/full.save")
+    stock = f"LIBXL_SAVE_HELPER={hotplug.stock_helper(lab)}"
+    lab.do(f"{stock} xl save kept /tmp/full.save")
     facts = json.loads(savefile(lab, "info --json /tmp/full.save"))
     assert facts["guest"]["type"] == kind
     assert facts["form"] == "plain"
@@ -44,12 +46,12 @@ def test_a_saved_guest(lab, kind):
     assert on_disk(lab, "/tmp/full.save") < taken + (8 << 20)
     lab.do("cmp /tmp/full.save /tmp/again.save")
 
-    refused = lab.dom0("xl restore /tmp/dense.save")
+    refused = lab.dom0(f"{stock} xl restore /tmp/dense.save")
     assert refused.status != 0
     assert "7f58485a" in refused.stderr.lower()
     assert not guest.is_there
     for form in ("sparse", "full"):
-        lab.do(f"xl restore /tmp/{form}.save")
+        lab.do(f"{stock} xl restore /tmp/{form}.save")
         assert guest.run("sha256sum /tmp/noise") == noise
         guest.destroy()
     lab.do("rm /tmp/*.save")

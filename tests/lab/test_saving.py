@@ -10,7 +10,7 @@ from lab import hotplug
 from lab.guests import Guest
 
 OURS = "LIBXL_SAVE_HELPER=/usr/local/lib/xen-hotplug/libxl-save-helper"
-STOCK = "env -u LIBXL_SAVE_HELPER"
+STOCK = "stock"
 NOISE = 4 << 20  # bytes
 BALLOONED = 140  # MB of 160
 FILE = "/tmp/kept.save"
@@ -31,7 +31,7 @@ def guest(lab, request):
     guest = Guest(lab, name, kind=request.param, more=("vcpus=2",))
     guest.start()
     guest.run(f"head -c {NOISE} /dev/urandom > /tmp/noise")
-    guest.run(f"({TICKS}) &")
+    guest.run(f"({TICKS}) & true")  # a command follows what it is given
     if guest.kind == "pv":
         guest.run(f"for n in 1 2; do ({BUSY}) & done")
     yield guest
@@ -39,7 +39,8 @@ def guest(lab, request):
 
 
 def xl(lab, who, words):
-    done = lab.dom0(f"{who} xl {words}")
+    helper = f"LIBXL_SAVE_HELPER={hotplug.stock_helper(lab)}" if who is STOCK else OURS
+    done = lab.dom0(f"{helper} xl {words}")
     assert done.status == 0, str(done)
     assert ("xen-hotplug: info: " in done.stderr) == (who is OURS), str(done)
 

@@ -63,6 +63,7 @@ def test_a_guest_is_as_it_was(lab, saved):
     hotplug.refuse_leaks(lab)
 
 
+@pytest.mark.long
 def test_without_an_agent(lab, saved):
     """A Python is started for it."""
     guest, digest = saved
@@ -73,6 +74,7 @@ def test_without_an_agent(lab, saved):
     guest.destroy()
 
 
+@pytest.mark.long
 def test_killed_in_the_middle(lab, saved):
     """Nothing is left: no guest, no worker, no memory."""
     guest, digest = saved
@@ -91,6 +93,7 @@ def test_killed_in_the_middle(lab, saved):
     guest.destroy()
 
 
+@pytest.mark.long
 def test_again_and_again(lab, saved):
     guest, digest = saved
     lab.do("xl dmesg -c >/dev/null")
@@ -105,6 +108,7 @@ def test_again_and_again(lab, saved):
     assert "mm.c" not in lab.do("xl dmesg"), "Xen says that a page has the wrong type"
 
 
+@pytest.mark.long
 def test_four_at_once(lab, saved):
     """Their names are those of one guest, so each restore is given a configuration."""
     guest, _ = saved

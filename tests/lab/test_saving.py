@@ -63,6 +63,7 @@ def balloon(lab, guest):
     lab.wait_for(asked, "the guest has given memory back")
 
 
+@pytest.mark.long
 def test_whoever_saves_and_restores(lab, guest):
     digest = guest.run("sha256sum /tmp/noise")
     for step, (saver, restorer) in enumerate(STEPS):
@@ -77,6 +78,7 @@ def test_whoever_saves_and_restores(lab, guest):
     hotplug.refuse_leaks(lab)
 
 
+@pytest.mark.long
 def test_the_guest_that_stays(lab, guest):
     """``xl save -c`` lets it run on, and what it wrote is a guest all the same."""
     digest = guest.run("sha256sum /tmp/noise")
@@ -88,6 +90,7 @@ def test_the_guest_that_stays(lab, guest):
     guest.destroy()
 
 
+@pytest.mark.long
 def test_a_save_that_fails(lab, guest):
     """The disk is full, or somebody ends it: the guest runs on, and we say what was wrong."""
     digest = guest.run("sha256sum /tmp/noise")

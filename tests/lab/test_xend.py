@@ -41,6 +41,7 @@ def is_alive(guest, digest):
     guest.destroy()
 
 
+@pytest.mark.long
 def test_as_xend_runs_it(lab, saved):
     """What follows the stream in the file is libxl's: it finds it where it has to be."""
     guest, digest = saved
@@ -63,6 +64,7 @@ def test_as_xend_runs_it(lab, saved):
     hotplug.refuse_leaks(lab)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("saved", ["pv"], indirect=True)
 def test_an_old_file_of_xl(lab, saved):
     """xl runs our converter for it."""

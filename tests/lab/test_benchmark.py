@@ -11,7 +11,7 @@ from lab.image import TREE
 
 pytestmark = pytest.mark.every_release
 
-MOST = 75  # processes of a restore with a native block and the stock vif-bridge
+MOST = 20  # processes of a restore: 16, xl and its helper among them, and some of the host itself
 CORE_ROUNDS = 1
 
 

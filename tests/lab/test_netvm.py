@@ -102,6 +102,7 @@ def gone_while_no_agent_ran(guest, server):
     assert server.run("xenstore-ls backend/vif | grep -c online") == "1"
 
 
+@pytest.mark.long
 def test_it_refuses_to_run_beside_devd(server):
     netvm.start_devd(server)
     said = server.run(f"{netvm.AGENT} --driver-domain 2>&1; echo status=$?")

@@ -19,6 +19,7 @@ def on_disk(lab, path):
     return int(lab.do(f"stat -c %b {path}")) * BLOCK
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_saved_guest(lab, kind):
     """xl's own file without a violation; its compacted form restored by xl, its dense one not."""

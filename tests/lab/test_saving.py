@@ -115,6 +115,7 @@ def test_a_save_that_fails(lab, guest):
     hotplug.refuse_leaks(lab)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_what_a_fresh_guest_takes_on_the_disk(lab, kind):
     guest = Guest(lab, f"fresh-{kind}", kind=kind, memory=400)

@@ -37,7 +37,7 @@ Medians; processes are those of the whole start and stop. Everything is cleaned 
 
 What next:
   .venv/bin/xen-hotplug --help   the commands
-  make test                      every test, as root
+  make test                      the tests, as root
   make bench                     more cases, with their spread, memory and CPU time
   make install                   use it; README.md says how
 """

@@ -17,7 +17,7 @@ def switch(lab):
     lab.do(f"{CONTROL} start --system-id=random", limit=240)
     lab.do(
         f"ovs-vsctl add-br {SWITCH} && ip addr add {NET}.1/24 dev {SWITCH}"
-        f" && ip link set {SWITCH} up"
+        f" && ip addr add 10.94.0.1/24 dev {SWITCH} && ip link set {SWITCH} up"
     )
     yield SWITCH
     lab.do(f"ovs-vsctl del-br {SWITCH} && {CONTROL} stop")
@@ -43,8 +43,7 @@ def test_guests_on_a_switch(lab, switch):
     for guest, number in ((first, 2), (second, 3)):
         attach(guest, f"bridge={switch}.100 {SCRIPT}", f"10.94.0.{number}/24")
     assert reaches(first, "10.94.0.3")
-    second.run(f"ip addr del {NET}.3/24 dev eth0 && ip addr add {NET}.3/24 dev eth1")
-    assert not reaches(first, f"{NET}.3")  # it is in the VLAN only
+    assert not reaches(first, "10.94.0.1")  # dom0's end is in no VLAN
     for guest in (first, second):
         detach(guest)
     for _ in range(CYCLES):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lab import hotplug
+from lab.guests import driver_domain
 from lab.image import image
 from lab.machine import Machine
 from lab.releases import RELEASES, chosen, is_chosen
@@ -68,3 +69,12 @@ def own_lab(bare_lab):
     """A boot for one test, with our scripts and an agent."""
     hotplug.use_ours(bare_lab)
     return bare_lab
+
+
+@pytest.fixture
+def server(lab):
+    """A driver domain, up, in which nothing serves devices yet."""
+    guest = driver_domain(lab)
+    guest.start()
+    yield guest
+    guest.destroy()

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from lab.guests import Disk, Guest, driver_domain
-
-AGENT = "setsid xen-hotplug agent --driver-domain </dev/null >/run/agent.log 2>&1 & sleep 1"
-
-
-@pytest.fixture
-def server(lab):
-    guest = driver_domain(lab)
-    guest.start()
-    yield guest
-    guest.destroy()
+from lab import netvm
+from lab.guests import Disk, Guest
 
 
 def test_it_serves_a_disk(lab, server):
     server.run("head -c 65536 /dev/urandom >/tmp/served.img")
-    server.run(AGENT)
+    netvm.start_agent(server)
     guest = Guest(lab, "served", [Disk("xvda", "/tmp/served.img", backend=server.name)])
     guest.start()
     assert guest.run("sha256sum </dev/xvda") == server.run("sha256sum </tmp/served.img")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from lab import driver_bench, netvm
-from lab.guests import Guest, driver_domain
+from lab.guests import Guest
 from lab.image import TREE
 from lab.test_cards import attach, detach, reaches
 
@@ -15,14 +15,6 @@ CYCLES = 10
 PATIENCE = 10.0  # seconds that libxl waits for a backend to go; then it fails, or just goes on
 ROUNDS = 3
 PORTS = "ls /sys/class/net/xenbr0/brif"
-
-
-@pytest.fixture
-def server(lab):
-    guest = driver_domain(lab)
-    guest.start()
-    yield guest
-    guest.destroy()
 
 
 def served(server, name, number):

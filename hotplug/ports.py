@@ -103,6 +103,14 @@ class Snapshot(Protocol):
 class Begun(Protocol):
     """A transaction that the store was asked for ahead of its use."""
 
+    def stage(self, body: Callable[[Snapshot], T]) -> T:
+        """Run ``body``; its changes are seen by nobody until ``run`` is called with it."""
+        ...
+
+    def give_up(self) -> None:
+        """End it in place of its owner, who hangs elsewhere. For another thread."""
+        ...
+
     def run(self, body: Callable[[Snapshot], T]) -> T:
         """Run ``body`` until its commit succeeds, as ``Store.transaction`` does."""
         ...
@@ -138,7 +146,7 @@ class Store(Protocol):
         ...
 
     def begin(self) -> AbstractContextManager[Begun]:
-        """Ask for a transaction and do not wait: that spares a round trip if more is asked.
+        """Ask for a transaction and do not wait: that spares a round trip if more is done first.
 
         It is over when this is left, used or not.
         """
@@ -246,8 +254,15 @@ class Holder:
 class Holders(Protocol):
     """Which backends hold which device: an index over the store."""
 
-    def refresh(self, mine: Device | None = None) -> None:
-        """Take in all that was committed to the store before this call, but for one's own."""
+    def read_along(self, mine: Device, paths: Sequence[str]) -> list[bytes | None]:
+        """The values of nodes; what is to be taken in anyway comes with them, but for one's own."""
+        ...
+
+    def refresh(self, mine: Device | None = None, *, asked: bool = False) -> None:
+        """Take in all that was committed to the store before this call, but for one's own.
+
+        With ``asked``: before the store was last asked for something.
+        """
         ...
 
     def of(self, number: Number) -> Sequence[Holder]: ...  # backends of any kind
@@ -343,6 +358,10 @@ class Deadline(Protocol):
 
     def stage(self, what: str) -> None:
         """Say what is being done now, e.g. "opening /srv/a.img", for the text if time runs out."""
+        ...
+
+    def hold(self, let_go: Callable[[], object]) -> None:
+        """What is to be called if time runs out or nobody waits any more, and we hang."""
         ...
 
     def committing(self) -> AbstractContextManager[None]:

@@ -45,6 +45,9 @@ class FakeDeadline:
     def stage(self, what):
         self.stages.append(what)
 
+    def hold(self, let_go):
+        self.let_go = let_go
+
     @contextlib.contextmanager
     def committing(self):
         self.check()

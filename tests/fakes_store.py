@@ -221,21 +221,19 @@ class FakeStore:
     # Transactions
 
     def transaction(self, body: Callable[[FakeSnapshot], T], *, attempts: int = ATTEMPTS) -> T:
-        for _ in range(attempts):
-            with self._operation() as tree:
-                copy = Tree(dict(tree.nodes), self._generations)
-            snapshot = FakeSnapshot(self, copy)
-            try:
-                result = body(snapshot)
-            finally:
-                snapshot.open = False
-            if self._commit(copy, snapshot.start):
-                return result
-        raise OSError(errno.EAGAIN, f"others changed the same part of the store {attempts} times")
+        return FakeBegun(self).run(body, attempts=attempts)
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[FakeBegun]:
-        yield FakeBegun(self)
+        begun = FakeBegun(self)
+        try:
+            yield begun
+        finally:
+            begun.give_up()
+
+    def snapshot(self) -> FakeSnapshot:
+        with self._operation() as tree:
+            return FakeSnapshot(self, Tree(dict(tree.nodes), self._generations))
 
     def _commit(self, copy: Tree, start: Mapping[str, Node]) -> bool:
         with self._operation() as tree:
@@ -381,14 +379,40 @@ class Operation:
         self._store._fire(self._tree.changed)
 
 
-@dataclass(frozen=True, slots=True)
 class FakeBegun:
-    """A transaction that was asked for; here it begins when it is run."""
+    """A transaction that was asked for; here it begins when it is used."""
 
-    store: FakeStore
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
+        self._staged: list[tuple[FakeSnapshot, object]] = []
+        self._is_over = False
+
+    def stage(self, body: Callable[[FakeSnapshot], T]) -> T:
+        if self._is_over:
+            raise OSError(errno.ECANCELED, "the transaction was given up meanwhile")
+        snapshot, result = self._play(body)
+        self._staged.append((snapshot, result))
+        return result
 
     def run(self, body: Callable[[FakeSnapshot], T], *, attempts: int = ATTEMPTS) -> T:
-        return self.store.transaction(body, attempts=attempts)
+        for _ in range(attempts):
+            snapshot, result = self._staged.pop() if self._staged else self._play(body)
+            snapshot.open = False
+            if self._store._commit(snapshot._tree, snapshot.start):
+                return result
+        raise OSError(errno.EAGAIN, f"others changed the same part of the store {attempts} times")
+
+    def give_up(self) -> None:
+        self._is_over = True
+
+    def _play(self, body: Callable[[FakeSnapshot], T]) -> tuple[FakeSnapshot, T]:
+        snapshot = self._store.snapshot()
+        try:
+            result = body(snapshot)
+        except BaseException:
+            snapshot.open = False
+            raise
+        return snapshot, result
 
 
 class FakeSnapshot:

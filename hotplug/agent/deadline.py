@@ -34,7 +34,17 @@ class Phase(enum.Enum):
 class EventDeadline:
     """A clock and a flag, shared by the worker and by whoever gives it up."""
 
-    __slots__ = ("_mutex", "_phase", "committed", "end", "note", "seconds", "started", "what")
+    __slots__ = (
+        "_let_go",
+        "_mutex",
+        "_phase",
+        "committed",
+        "end",
+        "note",
+        "seconds",
+        "started",
+        "what",
+    )
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -45,6 +55,7 @@ class EventDeadline:
         self.committed = False  # whether this run has written the device to the store
         self._phase = Phase.RUNNING
         self._mutex = threading.Lock()
+        self._let_go: Callable[[], object] | None = None
 
     def started_before(self, seconds: float) -> None:
         """Some of the time was spent before we knew of the event."""
@@ -63,6 +74,14 @@ class EventDeadline:
         self.what = what
         if self.note is not None:
             self.note()
+
+    def hold(self, let_go: Callable[[], object]) -> None:
+        self._let_go = let_go
+
+    def let_go(self) -> None:
+        """Take from a worker that hangs what it must not keep. The store may hang as well."""
+        if self._let_go is not None:
+            self._let_go()
 
     def error(self) -> DeadlineError:
         return DeadlineError(f"gave up after {self.seconds:.0f} s while {self.what}")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from hotplug.events import Device
 from hotplug.ports import Holder
@@ -34,6 +34,7 @@ KINDS = ("vbd", "vbd3", "tap")
 KEYS = ("physical-device", "mode", "params")
 EVERYTHING = None  # among what is stale: read all anew
 Guest: TypeAlias = tuple[str, int]  # kind and domid: among what is stale, all that it has
+ALONG = 8  # what is read with something else: all of it fits what the client sends at once
 MAX_ROUNDS = 1000  # a store that changes under us a thousand times within one refresh is broken
 
 
@@ -83,8 +84,25 @@ class StoreHolders:
             self._stale.append(device)
         return None
 
-    def refresh(self, mine: Device | None = None) -> None:
-        """Take in everything that was committed before; ``mine`` may be left for the next one."""
+    def read_along(self, mine: Device, paths: Sequence[str]) -> list[bytes | None]:
+        """The values of nodes; in their round trip comes what a ``refresh`` would read just now."""
+        is_stale = self._watched and (self._stale or self._todo)
+        if not (is_stale and self._mutex.acquire(blocking=False)):
+            return self._store.read_many(paths)
+        try:
+            self._take_notes()
+            wanted = self._todo - {mine}
+            if EVERYTHING in wanted or len(wanted) > ALONG:
+                return self._store.read_many(paths)
+            return [allowed(value) for value in self._read(wanted, paths)]
+        finally:
+            self._mutex.release()
+
+    def refresh(self, mine: Device | None = None, *, asked: bool = False) -> None:
+        """Take in everything that was committed before; ``mine`` may be left for the next one.
+
+        With ``asked``: before the last request was made that has been answered.
+        """
         with self._mutex:
             if not self._watched:
                 self._read_everything()
@@ -93,14 +111,13 @@ class StoreHolders:
                 self._barrier()
             # One round trip brings the events of all that happened before. Reading what they
             # made stale is a round trip too, and may bring more.
-            is_behind = self._barrier is None
+            is_behind = self._barrier is None and not asked
             for _ in range(MAX_ROUNDS):
                 self._take_notes()
                 wanted = self._todo if mine is None else self._todo - {mine}
                 if not (wanted or is_behind):
                     return
-                self._read(wanted)
-                self._todo = self._todo - wanted
+                self._read(wanted, () if wanted else [f"{BASE}/vbd"])  # for the events it brings
                 is_behind = False
         raise OSError(f"xenstore keeps changing below {BASE}, its backends cannot be read")
 
@@ -108,31 +125,32 @@ class StoreHolders:
         while self._stale:
             self._todo.add(self._stale.popleft())
 
-    def _read(self, wanted: set[Device | Guest | None]) -> None:
+    def _read(
+        self, wanted: set[Device | Guest | None], paths: Sequence[str]
+    ) -> list[bytes | PermissionError | None]:
+        """Read what is wanted, and other nodes, in one round trip; answers the nodes' values."""
         if EVERYTHING in wanted:
             self._read_everything()
-            return
+            self._todo = self._todo - wanted
+            return []
         devices = {item for item in wanted if isinstance(item, Device)}
         guests = {item for item in wanted if isinstance(item, tuple)}
-        if not (devices or guests):
-            self._store.survey((), [f"{BASE}/vbd"])  # for the events that it brings
-            return
         hidden: set[str] = set()
-        listed, holders = look(self._store, guests, devices, hidden)
-        if more := set(listed) - devices:
-            holders += look(self._store, (), more, hidden)[1]
+        seen = look(self._store, guests, devices, hidden, paths=paths)
         former, about = set(devices), {device.path for device in devices}
         if guests:
             former.update(d for d in self._holders if (d.kind, d.domid) in guests)
             about.update(f"{BASE}/{kind}/{domid}" for kind, domid in guests)
-        self._replace(former, holders, hidden)
+        self._replace(former, seen.holders, hidden)
         if hidden or self._hidden:
             self._hidden = {path for path in self._hidden if not is_within(path, about)} | hidden
+        self._todo = (self._todo - wanted) | (set(seen.listed) - devices)
+        return seen.values
 
     def _read_everything(self) -> None:
         hidden: set[str] = set()
         devices = list_readable(self._store, KINDS, BASE, hidden)
-        holders = look(self._store, (), devices, hidden)[1]
+        holders = look(self._store, (), devices, hidden).holders
         self._replace(list(self._holders), holders, hidden)
         self._hidden = hidden
 
@@ -190,7 +208,15 @@ def list_readable(store: Store, kinds: Sequence[str], base: str, hidden: set[str
         for root, listing in zip(roots, listings, strict=True)
         for domid in numbers(root, listing, hidden)
     ]
-    return look(store, guests, (), hidden, base)[0]
+    return look(store, guests, (), hidden, base).listed
+
+
+class Seen(NamedTuple):
+    """What came of one look."""
+
+    listed: list[Device]  # of guests
+    holders: list[Holder]
+    values: list[bytes | PermissionError | None]  # of other nodes
 
 
 def look(
@@ -199,12 +225,13 @@ def look(
     devices: Iterable[Device],
     hidden: set[str],
     base: str = BASE,
-) -> tuple[list[Device], list[Holder]]:
-    """Which backends guests have, and what other backends hold, in one round trip."""
+    paths: Sequence[str] = (),
+) -> Seen:
+    """Which backends guests have, what other backends hold, and other nodes: in one round trip."""
     roots = {f"{base}/{kind}/{domid}": (kind, domid) for kind, domid in guests}
     asked = list(devices)
     keys = [f"{device.path}/{key}" for device in asked for key in KEYS]
-    listings, values = store.survey(list(roots), keys)
+    listings, values = store.survey(list(roots), [*keys, *paths])
     found = [
         Device(*roots[root], devid, base)
         for root, listing in zip(roots, listings, strict=True)
@@ -218,7 +245,14 @@ def look(
             holders.append(Holder(device, *known))
         else:
             hidden.add(device.path)
-    return found, holders
+    return Seen(found, holders, values[len(keys) :])
+
+
+def allowed(value: bytes | PermissionError | None) -> bytes | None:
+    """A value, if we may read it."""
+    if isinstance(value, PermissionError):
+        raise value
+    return value
 
 
 def numbers(path: str, listing: list[str] | PermissionError | None, hidden: set[str]) -> list[int]:

@@ -206,6 +206,7 @@ class Queues:
         if not job.deadline.expire():
             if job.deadline.was_taken and job.running:
                 self._end(job)  # nobody waits for it and it hangs: let its device go on
+                threading.Thread(target=job.deadline.let_go, daemon=True).start()
             elif time.monotonic() > job.deadline.end + GRACE + LAST_WORDS:
                 # The store hangs in the commit. What comes of it, it alone will know.
                 job.tell(late_outcome(job.deadline.error()))
@@ -217,6 +218,7 @@ class Queues:
         threading.Thread(target=self._answer_late, args=(job, error, report), daemon=True).start()
 
     def _report(self, job: Job, error: HotplugError) -> None:
+        job.deadline.let_go()
         try:
             job.tell(job.late(error, job.deadline))
         except BaseException as crash:  # noqa: BLE001 - as for workers

@@ -8,6 +8,7 @@ meanwhile is not brought back, and ``connected`` is never written without a devi
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hotplug.errors import BackendGoneError, HotplugError
@@ -16,10 +17,14 @@ from hotplug.handlers.targets import table
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hotplug.events import Device, Event
     from hotplug.handlers.targets import Attached
     from hotplug.ports import Begun, Entry, Host, Snapshot
 
+# Kinds of disks that are attached at once: the transaction for what they say is asked for before.
+SOON = ("file", "phy")
 
 # A program of others writes physical-device itself, and blkback may connect there and then.
 STARTED = (b"3", b"4")  # XenbusStateInitialised, XenbusStateConnected
@@ -36,7 +41,7 @@ def add(host: Host, event: Event) -> None:
     so must not happen under a lock that every other disk waits for.
     """
     device = event.device
-    disk = Disk.read(host.store, device)
+    disk = Disk.read(host, device)
     if is_done(disk):
         if disk.state != INIT_WAIT or table.is_in_place(host, disk, event):
             return
@@ -48,20 +53,30 @@ def add(host: Host, event: Event) -> None:
         attach = table.prepare(host, disk, event, resources)
         entry = resources.enter_context(host.journal.claim(device, host.deadline))
         if entry.attachment is not None:
-            if is_done(Disk.read(host.store, device)):
+            if is_done(Disk.read(host, device)):
                 return  # by the run that held the claim while we waited
             take_back(host, device, entry)
         undo = resources.enter_context(contextlib.ExitStack())
         host.deadline.check()
+        begun = begin(host, resources) if disk.type in SOON else None
         attached = attach(entry, undo)
         host.deadline.stage("waiting for the lock 'block'")
-        with host.locks.hold("block", host.deadline), host.store.begin() as begun:
+        with host.locks.hold("block", host.deadline):
             host.deadline.stage("asking xenstore who else uses the disk")
-            host.holders.refresh(device)
+            begun = begun or begin(host, resources)
+            begun.stage(tell := partial(connect, host, disk, attached))
+            host.holders.refresh(device, asked=True)
             attached.refuse_sharing()
-            commit(host, disk, attached, begun, undo)
+            commit(host, device, begun, tell, undo)
         attached.verify()
         undo.pop_all()
+
+
+def begin(host: Host, resources: contextlib.ExitStack) -> Begun:
+    """Ask for a transaction. If we hang, it ends when our time is up."""
+    begun = resources.enter_context(host.store.begin())
+    host.deadline.hold(begun.give_up)
+    return begun
 
 
 def is_done(disk: Disk) -> bool:
@@ -82,38 +97,34 @@ def repair(host: Host, event: Event) -> Disk:
     """
     device = event.device
     with host.journal.claim(device, host.deadline) as entry:
-        disk = Disk.read(host.store, device)
+        disk = Disk.read(host, device)
         if is_done(disk) and not table.is_in_place(host, disk, event):
             host.store.transaction(lambda store: store.apply(retraction(device)))
             take_back(host, device, entry)
-            disk = Disk.read(host.store, device)
+            disk = Disk.read(host, device)
     return disk
 
 
 def commit(
-    host: Host, disk: Disk, attached: Attached, begun: Begun, undo: contextlib.ExitStack
+    host: Host,
+    device: Device,
+    begun: Begun,
+    tell: Callable[[Snapshot], None],
+    undo: contextlib.ExitStack,
 ) -> None:
-    """Tell the guest where its disk is.
+    """Let the guest know where its disk is.
 
     If the store breaks off or falls silent in the commit, nobody knows whether the guest was told:
     the disk stays, the journal has it, and whoever comes next for this device asks the store.
     """
-    told = False
-
-    def body(store: Snapshot) -> None:
-        nonlocal told
-        connect(host, store, disk, attached)
-        told = True
-
     host.deadline.stage("writing to xenstore")
     try:
         with host.deadline.committing():
-            begun.run(body)
+            begun.run(tell)
     except (ConnectionError, TimeoutError):
-        if told:
-            undo.pop_all()
+        undo.pop_all()
         raise
-    undo.callback(retract, host, disk.device, undo)
+    undo.callback(retract, host, device, undo)
 
 
 def retract(host: Host, device: Device, undo: contextlib.ExitStack) -> None:
@@ -128,7 +139,7 @@ def retract(host: Host, device: Device, undo: contextlib.ExitStack) -> None:
         raise
 
 
-def connect(host: Host, store: Snapshot, disk: Disk, attached: Attached) -> None:
+def connect(host: Host, disk: Disk, attached: Attached, store: Snapshot) -> None:
     """Write the device and ``connected``, if the backend still waits for it.
 
     Whether it is there is asked outside: in here, our own changes have made it by then.

@@ -17,10 +17,10 @@ from hotplug.errors import BackendGoneError, HotplugError, MissingKeyError
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from hotplug.events import Device
-    from hotplug.ports import Store
+    from hotplug.ports import Host, Store
 
 INIT_WAIT = b"2"  # XenbusStateInitWait: the backend waits to be told its device
 CONNECTED = b"connected"
@@ -70,11 +70,12 @@ class Disk:
     node: bytes | None
 
     @classmethod
-    def read(cls, store: Store, device: Device) -> Disk:
+    def read(cls, host: Host, device: Device) -> Disk:
         """Read a backend. MissingKeyError names a key that is not there."""
-        values = keys_of(store, device, WISHES)
+        store = host.store
+        values = values_of(device, WISHES, lambda paths: host.holders.read_along(device, paths))
         if values["physical-device"] is not None or device.kind == "vbd3":  # which has no number
-            values |= keys_of(store, device, ANSWERS)
+            values |= values_of(device, ANSWERS, store.read_many)
         if all(value is None for value in values.values()) and store.read(device.path) is None:
             raise BackendGoneError(f"there is no backend {device}; was the device removed?")
         has_device = values["physical-device"]  # then stock does not ask whose disk it is
@@ -86,7 +87,7 @@ class Disk:
     @classmethod
     def read_rest(cls, store: Store, device: Device) -> Disk:
         """What is left of a backend that is going away; absent keys read as empty."""
-        return cls.parse(device, keys_of(store, device, WISHES + ANSWERS))
+        return cls.parse(device, values_of(device, WISHES + ANSWERS, store.read_many))
 
     @classmethod
     def parse(cls, device: Device, values: Mapping[str, bytes | None]) -> Disk:
@@ -108,9 +109,11 @@ class Disk:
         )
 
 
-def keys_of(store: Store, device: Device, keys: tuple[str, ...]) -> dict[str, bytes | None]:
+def values_of(
+    device: Device, keys: Sequence[str], read_many: Callable[[Sequence[str]], list[bytes | None]]
+) -> dict[str, bytes | None]:
     base = device.path
-    return dict(zip(keys, store.read_many([f"{base}/{key}" for key in keys]), strict=True))
+    return dict(zip(keys, read_many([f"{base}/{key}" for key in keys]), strict=True))
 
 
 def retraction(device: Device) -> list[Write]:

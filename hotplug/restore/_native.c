@@ -350,34 +350,46 @@ static int look_at(int fd, uint64_t place, uint8_t *zeros, size_t count, Py_buff
 	return 0;
 }
 
-/* find_zeros_in_file(fd, place, zeros, buffer): which pages of a file are zero.
+/* find_zeros_in_file(fd, place, zeros, buffer, extent): which pages of a file are zero.
  *
  * place: where the first is; zeros: a byte for each, set to 1 if the page is in a hole, else left;
- * and if buffer has room for pages, also set if the page is not in a hole and zero. */
+ * and if buffer has room for pages, also set if the page is not in a hole and zero. extent: two
+ * words, where some data of the file is known to begin and where the hole behind it does; they are
+ * set to what is found. A file system looks at all the data that there is to find the next hole. */
 static PyObject *find_zeros_in_file(PyObject *self, PyObject *arguments)
 {
-	PyObject *zeros_object, *buffer_object, *result = NULL;
+	PyObject *zeros_object, *buffer_object, *extent_object, *result = NULL;
 	Py_buffer zeros, buffer;
+	struct words extent;
 	unsigned long long place;
 	size_t at = 0, count;
 	int fd, error = 0;
 
 	(void)self;
-	if (!PyArg_ParseTuple(arguments, "iKOO", &fd, &place, &zeros_object, &buffer_object))
+	if (!PyArg_ParseTuple(arguments, "iKOOO", &fd, &place, &zeros_object, &buffer_object,
+			      &extent_object))
 		return NULL;
 	if (PyObject_GetBuffer(zeros_object, &zeros, PyBUF_WRITABLE) < 0)
 		return NULL;
 	if (PyObject_GetBuffer(buffer_object, &buffer, PyBUF_WRITABLE) < 0)
 		goto without_buffer;
+	if (!take_words(extent_object, &extent, 1))
+		goto without_extent;
+	if (extent.count < 2) {
+		PyErr_SetString(PyExc_ValueError, "a buffer is too small");
+		goto end;
+	}
 	count = (size_t)zeros.len;
 	Py_BEGIN_ALLOW_THREADS
 	while (at < count && !error) {
 		uint64_t offset = place + at * PAGE, end = place + count * PAGE, data, hole;
 		size_t next;
 
-		next_data(fd, offset, end, &data, &hole);
+		if (offset < extent.at[0] || offset >= extent.at[1])
+			next_data(fd, offset, end, &extent.at[0], &extent.at[1]);
+		data = extent.at[0] > offset ? extent.at[0] : offset;
 		data = data < end ? data : end;
-		hole = hole < end ? hole : end;
+		hole = extent.at[1] < end ? extent.at[1] : end;
 		next = at + (data - offset) / PAGE;
 		memset((uint8_t *)zeros.buf + at, 1, next - at);
 		at = next;
@@ -393,6 +405,9 @@ static PyObject *find_zeros_in_file(PyObject *self, PyObject *arguments)
 		PyErr_SetFromErrno(PyExc_OSError);
 	} else
 		result = Py_NewRef(Py_None);
+end:
+	PyBuffer_Release(&extent.view);
+without_extent:
 	PyBuffer_Release(&buffer);
 without_buffer:
 	PyBuffer_Release(&zeros);

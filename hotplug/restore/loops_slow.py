@@ -109,12 +109,18 @@ def find_zeros(data: memoryview, zeros: bytearray | memoryview) -> None:
             zeros[index] = 1
 
 
-def find_zeros_in_file(fd: int, place: int, zeros: bytearray, buffer: bytearray) -> None:
+def find_zeros_in_file(
+    fd: int, place: int, zeros: bytearray, buffer: bytearray, extent: array[int]
+) -> None:
+    if len(extent) < 2:
+        raise ValueError("a buffer is too small")
     end = place + PAGE * len(zeros)
     at = 0
     while at < len(zeros):
         offset = place + PAGE * at
-        data, hole = (min(found, end) for found in next_data(fd, offset, end))
+        if not extent[0] <= offset < extent[1]:
+            extent[0], extent[1] = next_data(fd, offset, end)
+        data, hole = min(max(extent[0], offset), end), min(extent[1], end)
         following = at + (data - offset) // PAGE
         zeros[at:following] = b"\1" * (following - at)
         at = following

@@ -110,6 +110,7 @@ class Reader:
         self.types = bytearray()  # of each pfn of a PV guest, as the last record that has it says
         self._pipe = BufferSource() if image.size is None else None
         self._step = bytearray(0 if is_sparse(image) else STEP * PAGE)
+        self._extent = array("Q", (0, 0))  # of the file, between two holes
 
     def __iter__(self) -> Iterator[Batch | LibxcHeader | Record | StaticDataInferred]:
         """Everything in its order. What is wrong with the image is raised at its place."""
@@ -164,7 +165,7 @@ class Reader:
             self._image.read_into(data)
             native.find_zeros(data, zeros)
         elif zeros:
-            native.find_zeros_in_file(self._image.fd, place, zeros, self._step)
+            native.find_zeros_in_file(self._image.fd, place, zeros, self._step, self._extent)
             self._image.skip(with_data * PAGE)
         return Part(entries, frames, zeros, place)
 

@@ -163,11 +163,13 @@ class Client:
         return self.begin().run(body, attempts=attempts)
 
     def begin(self) -> Begun:
-        """Ask for a transaction and do not wait for it: a round trip less, if more is asked first.
+        """Ask for a transaction and do not wait for it: a round trip less, if more is done first.
 
         with store.begin() as begun:
             value = store.read("outside/of/it")
             begun.run(body)
+
+        Its reads may see the store as it was here (oxenstored) or as it is when they are made.
         """
         return Begun(self._connection)
 

@@ -69,7 +69,7 @@ def ask_unless_absent(connection: Connection, kind: int, payload: bytes, path: s
 
 
 def begin(connection: Connection, deadline: float) -> Batch:
-    """Ask for a transaction. Whoever does must see to it that ``begun`` is called soon."""
+    """Ask for a transaction. Whoever does must see to it that ``begun`` is called."""
     if not connection.transport.pipelines:
         return connection.exchange((START,), NO_TRANSACTION)
     batch = Batch(1)

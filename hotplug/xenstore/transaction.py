@@ -7,9 +7,10 @@ xenstored commits what it accepted even if it refused the rest.
 
 from __future__ import annotations
 
+from _thread import allocate_lock
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EAGAIN
+from errno import EAGAIN, ECANCELED
 from time import monotonic, monotonic_ns, sleep
 
 from hotplug.xenstore import operations
@@ -19,7 +20,7 @@ from hotplug.xenstore.protocol import ABORT, COMMIT, TRANSACTION_END, VERBS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Self, TypeVar
+    from typing import Any, Self, TypeVar
 
     from hotplug.xenstore.connection import Batch, Connection
     from hotplug.xenstore.operations import Change
@@ -40,15 +41,21 @@ class Write:
 
 
 class Transaction:
-    """Asked for by its creation, and open by its first use. Of use until the body returns."""
+    """Asked for by its creation, and open by its first use. Of use until the body returns.
+
+    Over the kernel's device, where every request has to be waited for, its first use asks for it:
+    a domain may have ten at a time.
+    """
 
     __slots__ = ("_asked", "_connection", "_deadline", "_number")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._deadline = monotonic() + connection.timeout  # for the answer to the request for it
-        self._asked: Batch | None = operations.begin(connection, self._deadline)
-        self._number = 0
+        self._asked: Batch | None = None
+        if connection.transport.pipelines:
+            self._asked = operations.begin(connection, self._deadline)
+        self._number: int | None = None  # before it is open; 0 after its end
 
     def read(self, path: str) -> bytes | None:
         return self.read_many((path,))[0]
@@ -88,11 +95,18 @@ class Transaction:
         if self._asked or self._number:
             with suppress(OSError):
                 self._connection.exchange((ABORT,), self._open())
-            self._number = 0
+        self._number = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self._number == 0
 
     def _open(self) -> int:
-        if self._asked:
-            asked, self._asked = self._asked, None
+        if self._number is None:
+            asked, self._asked, self._number = self._asked, None, 0
+            if asked is None:
+                self._deadline = monotonic() + self._connection.timeout
+                asked = operations.begin(self._connection, self._deadline)
             self._number = operations.begun(self._connection, asked, self._deadline)
         if not self._number:  # xenstored would answer ENOENT, as if all nodes were absent
             raise ValueError("this xenstore transaction has ended")
@@ -100,36 +114,63 @@ class Transaction:
 
 
 class Begun:
-    """A transaction that was asked for ahead of its use: what is asked meanwhile needs no wait.
+    """A transaction that was asked for ahead of its use: what is done meanwhile needs no wait.
 
     Use it in a ``with`` statement, at whose end it is over, whether it was used or not.
     """
 
-    __slots__ = ("_connection", "_first")
+    __slots__ = ("_connection", "_current", "_mutex", "_staged")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._first = Transaction(connection)
+        self._current = Transaction(connection)
+        self._mutex = allocate_lock()  # of the others
+        self._staged: list[Any] = []  # what the body returned that is to be committed
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._first.abort()
+        with self._mutex:
+            self._current.abort()
+
+    def stage(self, body: Callable[[Transaction], T]) -> T:
+        """Run ``body`` and do not commit yet: ``run`` with the same body does.
+
+        Nobody sees its changes so far. Who decides against them leaves the ``with``.
+        """
+        with self._mutex:
+            if self._current.is_over:
+                raise OSError(ECANCELED, "the xenstore transaction was given up meanwhile")
+            result = body(self._current)
+            self._staged.append(result)
+        return result
 
     def run(self, body: Callable[[Transaction], T], *, attempts: int = ATTEMPTS) -> T:
         """Run ``body`` until its commit succeeds, as ``Client.transaction()`` does."""
-        for attempt in range(attempts):
-            if attempt:
-                # At random, so that two who collide do not do so again.
-                pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
-                sleep(pause * (monotonic_ns() % 1024) / 1024)
-            transaction = Transaction(self._connection) if attempt else self._first
-            try:
-                result = body(transaction)
-            except BaseException:
-                transaction.abort()
-                raise
-            if transaction.commit():
-                return result
+        with self._mutex:
+            for attempt in range(attempts):
+                if attempt:
+                    # At random, so that two who collide do not do so again.
+                    pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
+                    sleep(pause * (monotonic_ns() % 1024) / 1024)
+                    self._current = Transaction(self._connection)
+                try:
+                    result: T = self._staged.pop() if self._staged else body(self._current)
+                except BaseException:
+                    self._current.abort()
+                    raise
+                if self._current.commit():
+                    return result
         raise OSError(EAGAIN, f"others changed the same part of xenstore {attempts} times")
+
+    def give_up(self) -> None:
+        """End it in place of its owner, who hangs elsewhere: xenstored holds it as long.
+
+        Nothing happens if the owner is in here.
+        """
+        if self._mutex.acquire(blocking=False):
+            try:
+                self._current.abort()
+            finally:
+                self._mutex.release()

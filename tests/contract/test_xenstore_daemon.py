@@ -310,6 +310,13 @@ def test_a_transaction_that_was_begun_in_vain_does_not_stay_open(store):
     assert_none_is_open(store, 100)
 
 
+def test_a_transaction_that_was_given_up_does_not_stay_open(store):
+    begun = [store.begin() for _ in range(100)]
+    for each in begun:
+        each.give_up()
+    assert_none_is_open(store, 100)
+
+
 def assert_none_is_open(store, count):
     """None of those before the next one."""
     number = xenstore.Transaction(store._connection)._open()

@@ -6,6 +6,7 @@ kernel's device.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -186,6 +187,17 @@ def test_threads(store):
 
     with ThreadPoolExecutor(8) as workers:
         list(workers.map(work, range(8)))
+
+
+def test_an_early_transaction_waits_for_its_use_over_the_device(store, kind):
+    """A domain may have ten or so at once, and over the device nothing is gained by more."""
+    begun = [store.begin() for _ in range(20)]
+    refusal = pytest.raises(OSError, match="start a transaction") if kind == "socket" else None
+    with refusal or contextlib.nullcontext(), store.begin() as another:
+        another.run(lambda snapshot: snapshot.apply([Write("a", b"1")]))
+    for each in begun:
+        each.give_up()
+    assert store.read("a") == (None if kind == "socket" else b"1")
 
 
 def test_the_barrier(store, dom0, kind):

@@ -195,6 +195,53 @@ def test_a_transaction_that_was_asked_for_early(store, other):
     assert store.read("a") == b"2"
 
 
+def test_what_is_staged_is_seen_by_nobody(store, other):
+    runs = []
+
+    def body(snapshot):
+        runs.append(snapshot.read_and_apply(["a"], [Write("a", b"1")]))
+        return len(runs)
+
+    with store.begin() as begun:
+        assert begun.stage(body) == 1
+        assert store.read("a") is None
+        assert begun.run(body) == 1
+        assert other.read("a") == b"1"
+    with store.begin() as begun:
+        assert begun.stage(body) == 2
+    assert runs == [[None], [b"1"]]
+
+
+def test_what_was_staged_and_left_leaves_nothing(store):
+    with store.begin() as begun:
+        begun.stage(lambda snapshot: snapshot.apply([Write("a", b"1")]))
+    assert store.read("a") is None
+
+
+def test_what_was_staged_runs_again_after_a_conflict(store, other):
+    seen = []
+
+    def body(snapshot):
+        seen.append(snapshot.read("a"))
+        snapshot.apply([Write("b", b"2")])
+
+    with store.begin() as begun:
+        begun.stage(body)
+        other.write("a", b"1")
+        begun.run(body)
+    assert seen == [None, b"1"]
+    assert store.read("b") == b"2"
+
+
+def test_a_transaction_that_was_given_up(store):
+    with store.begin() as begun:
+        begun.give_up()
+        with pytest.raises(OSError, match="given up meanwhile") as caught:
+            begun.stage(lambda snapshot: snapshot.apply([Write("a", b"1")]))
+    assert caught.value.errno == errno.ECANCELED
+    assert store.read("a") is None
+
+
 def test_an_early_one_runs_again_after_a_conflict(store, other):
     runs = []
 

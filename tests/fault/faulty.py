@@ -123,7 +123,7 @@ class Wrapped:
 
         def body(snapshot):
             result = argument(Wrapped(snapshot, "snapshot", self._asking))
-            self._asking.before("snapshot, committed")
+            self._asking.before("snapshot, left")
             return result
 
         return body

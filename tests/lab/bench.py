@@ -244,8 +244,9 @@ def dd(guest: Guest, vdev: str) -> dict[str, float]:
         ("read_s", f"if=/dev/{vdev} of=/dev/null"),
     ):
         guest.run("echo 3 >/proc/sys/vm/drop_caches")
-        said = guest.run(f"dd {files} bs=1M count={THROUGHPUT} 2>&1")
-        seconds[name] = float(re.search(r"copied, ([0-9.]+) seconds", said)[1])
+        said = guest.run(f"time dd {files} bs=1M count={THROUGHPUT} 2>&1")
+        minutes, rest = re.search(r"real\s+([0-9]+)m ([0-9.]+)s", said).groups()
+        seconds[name] = 60 * int(minutes) + float(rest)
     return seconds
 
 

@@ -14,6 +14,7 @@ AT_WORK = (
     " readlink /proc/$pid/fd/0 | grep -q pipe && echo $pid; done"
 )
 NOISE = 4 << 20  # bytes
+TIMES = 100
 FILES = "/tmp/*.save"
 
 
@@ -98,7 +99,7 @@ def test_again_and_again(lab, saved):
     guest, digest = saved
     lab.do("xl dmesg -c >/dev/null")
     free = lab.do("xl info free_memory").strip()
-    for _ in range(20):
+    for _ in range(TIMES):
         restore(lab, "/tmp/full.save")
         guest.destroy()
     restore(lab, "/tmp/full.save")

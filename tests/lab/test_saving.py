@@ -15,6 +15,7 @@ NOISE = 4 << 20  # bytes
 BALLOONED = 140  # MB of 160
 FILE = "/tmp/kept.save"
 BLOCK = 512  # bytes
+ADDRESS = "10.99.0.2"
 NUMBERS = itertools.count(1)
 # Who saved it and who restored it: every pair of them, one after the other.
 STEPS = ((STOCK, OURS), (OURS, STOCK), (OURS, OURS), (STOCK, STOCK))
@@ -45,10 +46,10 @@ def xl(lab, who, words):
     assert ("xen-hotplug: info: " in done.stderr) == (who is OURS), str(done)
 
 
-def is_alive(guest, digest):
+def is_alive(guest, digest, vcpus=2):
     """Its memory is what it was, and what ran in it goes on."""
     assert guest.run("sha256sum /tmp/noise") == digest
-    assert guest.run("grep -c ^processor /proc/cpuinfo") == "2"
+    assert guest.run("grep -c ^processor /proc/cpuinfo") == str(vcpus)
     before = int(guest.run("cat /tmp/ticks"))
     deadline = time.monotonic() + 30
     while int(guest.run("cat /tmp/ticks")) <= before:
@@ -75,6 +76,27 @@ def test_whoever_saves_and_restores(lab, guest):
         xl(lab, restorer, f"restore {FILE}")
         is_alive(guest, digest)
     guest.destroy()
+    hotplug.refuse_leaks(lab)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+@pytest.mark.parametrize(("memory", "vcpus"), [(64, 1), (1024, 2)])
+def test_small_and_large_guests(lab, kind, memory, vcpus):
+    """With a checksum over an eighth of its memory, and a card by which it answers."""
+    name, more = f"size-{kind}-{memory}", (f"vcpus={vcpus}",)
+    guest = Guest(lab, name, kind=kind, memory=memory, address=ADDRESS, more=more)
+    guest.start()
+    guest.run(f"head -c {memory << 17} /dev/urandom > /tmp/noise", limit=300)
+    guest.run(f"({TICKS}) & true")
+    digest = guest.run("sha256sum /tmp/noise")
+    for saver, restorer in STEPS[:3]:
+        xl(lab, saver, f"save {guest.name} {FILE}")
+        xl(lab, restorer, f"restore {FILE}")
+        is_alive(guest, digest, vcpus)
+        lab.wait_for(f"busybox ping -c 1 -W 3 {ADDRESS} >/dev/null", "the guest answers", 60)
+    guest.destroy()
+    lab.do(f"rm {FILE}")
     hotplug.refuse_leaks(lab)
 
 

@@ -74,6 +74,66 @@ def test_only_what_changed_is_read_again(store, index):
     assert users(index) == [5, 6]
 
 
+def test_what_changed_comes_along_with_something_else(store, index):
+    """With lists of guests, with backends to be read; but for one's own."""
+    disk(store, 5)
+    disk(store, 7)
+    index.refresh()
+    store.remove("backend/vbd/7/51712")
+    store.remove("backend/vbd/7")
+    disk(store, 6)
+    mine = disk(store, 8)
+    store.write("a", b"1")
+    store.requests.clear()
+    assert index.read_along(mine, ["a", "b"]) == [b"1", None]
+    assert len(store.requests) == 1
+    assert users(index) == [5, 6]
+    index.refresh(mine, asked=True)
+    assert len(store.requests) == 1  # none of its own
+
+
+def test_a_list_that_came_along_names_more_to_read(store):
+    index = StoreHolders(store)
+    index.watched(None)
+    index.refresh()
+    disk(store, 7)
+    index.changed("backend/vbd/7")
+    mine = Device("vbd", 8, 51712)
+    assert index.read_along(mine, ["a"]) == [None]
+    assert users(index) == []
+    index.refresh(mine, asked=True)
+    assert users(index) == [7]
+
+
+@pytest.mark.parametrize("others", [0, 9])
+def test_too_much_does_not_come_along(store, index, others):
+    """Everything, or more than the client sends at once."""
+    if others:
+        index.refresh()
+    for number in range(others):
+        disk(store, number)
+    store.requests.clear()
+    assert index.read_along(Device("vbd", 10, 1), ["a"]) == [None]
+    assert store.requests == []
+    index.refresh()
+    assert users(index) == list(range(others))
+
+
+def test_what_may_not_be_read_along_is_refused(store, index):
+    index.refresh()
+    mine = disk(store, 8)
+    other = disk(store, 9)
+    store.forbid(other.path)
+    assert index.read_along(mine, ["a"]) == [None]
+    assert index.hidden() == [other.path]
+    store.forbid("secret")
+    disk(store, 5)
+    with pytest.raises(PermissionError) as caught:
+        index.read_along(mine, ["a", "secret"])
+    assert caught.value.filename == "secret"
+    assert users(index) == [5]
+
+
 def test_other_keys_cost_nothing(store, index):
     device = disk(store, 5)
     index.refresh()

@@ -100,6 +100,28 @@ def test_time_is_up_and_the_device_goes_on():
     assert len(bench.answers) == 2
 
 
+@pytest.mark.parametrize("is_abandoned", [False, True])
+def test_what_a_job_that_hangs_holds_is_taken_from_it(is_abandoned):
+    """When its time is up, whether anybody waits for it or not."""
+    bench, taken, woken = Bench(), threading.Event(), threading.Event()
+
+    def hang(deadline):
+        deadline.hold(taken.set)
+        assert woken.wait(10)
+        return DONE
+
+    job = bench.submit("a", hang, seconds=0.05)
+    if is_abandoned:
+        assert job.deadline.abandon()
+        assert not taken.is_set()
+    end = time.monotonic() + 10
+    while not taken.is_set():
+        assert time.monotonic() < end
+        bench.queues.tick()
+        time.sleep(0.001)
+    woken.set()
+
+
 def test_time_is_up_before_its_turn():
     bench, gate = Bench(), threading.Event()
     bench.submit("a", lambda _: (gate.wait(20), DONE)[1])

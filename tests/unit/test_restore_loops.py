@@ -129,8 +129,12 @@ def test_find_zeros_in_file(loops, tmp_path, shift, steps):
             file.write(bytes(PAGE) if block == 4 else b"x" * PAGE)
         file.truncate(12 * PAGE)
         file.flush()
-        zeros = bytearray(10)
-        loops.find_zeros_in_file(file.fileno(), shift, zeros, bytearray(steps * PAGE))
+        zeros, extent, buffer = bytearray(10), row(0, 0), bytearray(steps * PAGE)
+        some = bytearray(4)  # all in two calls
+        loops.find_zeros_in_file(file.fileno(), shift, some, buffer, extent)
+        zeros[:4], some = some, bytearray(6)
+        loops.find_zeros_in_file(file.fileno(), shift + 4 * PAGE, some, buffer, extent)
+        zeros[4:] = some
         content = path.read_bytes()[shift : shift + 10 * PAGE]
         for index in range(10):
             start = shift + index * PAGE
@@ -140,9 +144,24 @@ def test_find_zeros_in_file(loops, tmp_path, shift, steps):
         file.truncate(9 * PAGE + 5)  # within data
         if steps:
             with pytest.raises(OSError, match="No data available"):
-                loops.find_zeros_in_file(file.fileno(), shift, zeros, bytearray(PAGE))
+                loops.find_zeros_in_file(file.fileno(), shift, zeros, buffer, row(0, 0))
     with pytest.raises(OSError, match="Bad file descriptor"):
-        loops.find_zeros_in_file(-1, 0, bytearray(1), bytearray(PAGE))
+        loops.find_zeros_in_file(-1, 0, bytearray(1), bytearray(PAGE), row(0, 0))
+
+
+@BOTH
+def test_find_zeros_in_file_asks_for_holes_once(loops, tmp_path):
+    """Or a large file would be gone through for each of its records."""
+    with (tmp_path / "pages").open("w+b") as file:
+        file.write(bytes(4 * PAGE))
+        file.flush()
+        zeros, extent = bytearray(1), row(0, 2 * PAGE)  # which is not so
+        loops.find_zeros_in_file(file.fileno(), PAGE, zeros, bytearray(0), extent)
+        assert extent == row(0, 2 * PAGE)
+        loops.find_zeros_in_file(file.fileno(), 2 * PAGE, zeros, bytearray(0), extent)
+        assert extent == row(2 * PAGE, 4 * PAGE)
+        with pytest.raises(ValueError, match="too small"):
+            loops.find_zeros_in_file(file.fileno(), 0, zeros, bytearray(0), row(0))
 
 
 @BOTH

@@ -48,6 +48,9 @@ class Grace:
     def stage(self, what: str) -> None:
         """What the event was doing when it failed is the better text."""
 
+    def hold(self, let_go: Callable[[], object]) -> None:
+        """Nobody takes the way back from us."""
+
     def committing(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 

@@ -278,7 +278,9 @@ class FakeStore:
         with self._operation():
             pass
 
-    def start_pump(self, on_broken: Callable[[OSError], object] | None = None) -> None:
+    def start_pump(
+        self, on_broken: Callable[[OSError], object] | None = None, pause: float = 0.0
+    ) -> None:
         """Nothing needs to be pumped here."""
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from hotplug.kernel.programs import HostPrograms
 from hotplug.ports import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from hotplug.config import Config
     from hotplug.network import Firewall, Links, Switch
@@ -54,7 +54,8 @@ def nothing(_: str) -> None:
 class Late:
     """A part of a Host that disks do not need: made when the first network card comes.
 
-    Its modules take 20 ms to import, which every disk of a host without an agent would pay.
+    Its modules take 20 ms to import, which every disk of a host without an agent would pay. An
+    agent makes it when it has nothing to do.
     """
 
     __slots__ = ("_make", "_mutex", "_part")
@@ -64,10 +65,13 @@ class Late:
         self._mutex = threading.Lock()
         self._part: object = None
 
-    def __getattr__(self, name: str) -> Any:
+    def make(self) -> None:
         with self._mutex:
             if self._part is None:
                 self._part = self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        self.make()
         return getattr(self._part, name)
 
 
@@ -91,11 +95,12 @@ def firewall(programs: Programs, locks: Locks) -> Firewall:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A Host, and those of its parts that the agent feeds."""
+    """A Host, and those of its parts that the agent feeds, or makes before they are needed."""
 
     host: Host
     store: Client
     holders: StoreHolders
+    late: Sequence[Late]
 
 
 def build(config: Config) -> Host:
@@ -112,6 +117,7 @@ def assemble(config: Config, *, watch: bool) -> Parts:
     store = xenstore.connect()
     locks, programs = LockFiles(config.rundir), HostPrograms()
     holders = StoreHolders(store)
+    kernel, filters = Late(links), Late(lambda: firewall(programs, locks))
     host = Host(
         store=store,
         loops=KernelLoops(watch=watch),
@@ -122,12 +128,12 @@ def assemble(config: Config, *, watch: bool) -> Parts:
         locks=locks,
         programs=programs,
         nbd=KernelNbd(),
-        links=cast("Links", Late(links)),
+        links=cast("Links", kernel),
         switch=cast("Switch", Late(switch)),
-        firewall=cast("Firewall", Late(lambda: firewall(programs, locks))),
+        firewall=cast("Firewall", filters),
         config=config,
         deadline=EventDeadline(config.deadline),
         instance=instance(config.rundir),
         note=nothing,
     )
-    return Parts(host, store, holders)
+    return Parts(host, store, holders, (kernel, filters))

@@ -32,6 +32,7 @@ from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
+from hotplug.handlers import table
 from hotplug.invocation import Invocation
 from hotplug.kernel import devd
 from hotplug.sources import control
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 WATCH = "backend"
 LOCKS = ("block", "iptables", "vif-nat-dhcp", "vifname")  # that our handlers hold
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
+WARM_UP = 1.0  # seconds after our start, at which guests are started too
+BURST = 0.005  # seconds that the events of a toolstack's transaction take to come
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
 
 
@@ -63,6 +66,7 @@ class Agent:
         self.host: Host = parts.host
         self._store = parts.store
         self._holders = parts.holders
+        self._late = parts.late
         self.queues = Queues(self._crash)
         self._retries = Retries(self._reclaim)
         self._changes: deque[str] = deque()  # paths of watch events; its operations are atomic
@@ -96,10 +100,20 @@ class Agent:
             self._restorer = Restorer(self.config.rundir, self.poll, self.logs)
         self._follow_filters()
         notify.ready(f"{__version__}, waiting for devices")
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         try:
             return self._loop()
         finally:
             self._close()
+
+    def _warm_up(self) -> None:
+        """Load what the first network card would wait for, which may be some guest's start."""
+        time.sleep(WARM_UP)
+        with contextlib.suppress(Exception):  # then it is for the card to say
+            table.card_script("vif-bridge")
+            for part in self._late:
+                part.make()
+            self.host.links.find("lo")
 
     def _loop(self) -> int:
         watchdog = notify.watchdog_interval()
@@ -244,7 +258,8 @@ class Agent:
         self._store.watch(WATCH, TOKEN, self._changed)
         store = self._store
         self._holders.watched(None if store.reads_are_barriers else store.barrier)
-        self._store.start_pump(on_broken=self._crash)
+        # Where the toolstack asks us for devices, the events only say what has gone.
+        self._store.start_pump(self._crash, 0.0 if self.driver_domain else BURST)
 
     def _changed(self, path: str, _token: str) -> None:
         """A watch event: runs in the store's reader, so it only takes note."""

@@ -80,26 +80,38 @@ class Clearing:
     """What the hypervisor clears in the background. Another processor does it, if there is one."""
 
     def __init__(self) -> None:
-        self._at_work = allocate_lock()  # held while something is done
+        self._idle = allocate_lock()  # held while something is done
+        self._due = allocate_lock()  # held while there is nothing to do
+        self._due.acquire()
+        self._work: Callable[[], object] | None = None
         self._error: Exception | None = None
+        self._begun = False
 
     def start(self, work: Callable[[], object]) -> None:
         """One thing at a time."""
         self.wait()
-        self._at_work.acquire()
-        start_new_thread(self._run, (work,))  # a threading.Thread waits until it has begun
+        self._idle.acquire()
+        self._work = work
+        self._due.release()
+        if not self._begun:
+            self._begun = True
+            start_new_thread(self._run, ())  # a threading.Thread waits until it has begun
 
-    def _run(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - whoever waits raises it
-            self._error = error
-        finally:
-            self._at_work.release()
+    def _run(self) -> None:
+        """A thread's life: the process ends without it."""
+        while self._due.acquire():
+            work, self._work = self._work, None
+            try:
+                if work is not None:
+                    work()
+            except Exception as error:  # noqa: BLE001 - whoever waits raises it
+                self._error = error
+            finally:
+                self._idle.release()
 
     def wait(self) -> None:
         """Until it is done; raises what went wrong with it."""
-        with self._at_work:
+        with self._idle:
             error, self._error = self._error, None
         if error is not None:
             raise error

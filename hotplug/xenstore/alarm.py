@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 
 class Alarm:
     """Owns an epoll and an eventfd; not the descriptor."""
 
-    __slots__ = ("_descriptor", "_doorbell", "_epoll", "_set")
+    __slots__ = ("_descriptor", "_doorbell", "_epoll", "_pause", "_set")
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, pause: float) -> None:
         self._descriptor = descriptor
+        self._pause = pause  # seconds in which more may arrive, or others read it
         self._set = False
         self._epoll = select.epoll()  # close-on-exec, as every descriptor of Python's
         self._doorbell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -37,8 +39,10 @@ class Alarm:
             self._epoll.modify(self._descriptor, select.EPOLLONESHOT)
 
     def wait(self) -> None:
-        """Sleep until it goes off or rings."""
+        """Sleep until it has gone off or rings."""
         self._epoll.poll()
+        if self._pause:
+            time.sleep(self._pause)
 
     def went_off(self) -> None:
         """Say that it has to be set again."""

@@ -224,20 +224,25 @@ class Client:
         finally:
             self.unwatch(FENCE, token)
 
-    def pump(self) -> None:
+    def pump(self, pause: float = 0.0) -> None:
         """Let the calling thread receive watch events until the client is closed.
 
-        StoreConnectionError when the connection breaks.
+        A program that need not know at once lets ``pause`` seconds pass, and takes what has come by
+        then in one piece. StoreConnectionError when the connection breaks.
         """
-        self._connection.pump()
+        self._connection.pump(pause)
 
-    def start_pump(self, on_broken: Callable[[StoreConnectionError], object] | None = None) -> None:
+    def start_pump(
+        self,
+        on_broken: Callable[[StoreConnectionError], object] | None = None,
+        pause: float = 0.0,
+    ) -> None:
         """Let a thread of its own do so; it calls ``on_broken`` when the connection breaks."""
         import threading  # noqa: PLC0415 - most programs that only ask questions need no thread
 
         def run() -> None:
             try:
-                self.pump()
+                self.pump(pause)
             except StoreConnectionError as error:
                 if on_broken is not None:
                     on_broken(error)

@@ -308,8 +308,8 @@ class Connection:
 
     # The pump
 
-    def pump(self) -> None:
-        """Read whenever nobody else does, until the connection is closed.
+    def pump(self, pause: float = 0.0) -> None:
+        """Read whenever nobody else does, ``pause`` seconds later, until the connection is closed.
 
         StoreConnectionError when it breaks.
         """
@@ -320,7 +320,7 @@ class Connection:
             if not self._broken:
                 if self._alarm is not None:
                     raise RuntimeError("this xenstore connection has a pump already")
-                self._alarm = alarm = Alarm(self.transport.fileno())
+                self._alarm = alarm = Alarm(self.transport.fileno(), pause)
         if alarm is not None:
             self._pump(alarm)
         if not self._closed:

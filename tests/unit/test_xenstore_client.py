@@ -340,6 +340,29 @@ def test_the_pump_tells_when_the_connection_breaks(client, peer):
         client.pump()
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+def test_a_pump_that_pauses_takes_a_burst_at_once(client, peer, monkeypatch, pause):
+    count, reads, seen = 20, [], threading.Semaphore(0)
+    receive = SocketTransport.receive
+
+    def counted(self, at_least):
+        data = receive(self, at_least)
+        reads.append(data)
+        return data
+
+    peer.answer(1, b"OK\0", protocol.WATCH)
+    client.watch("w", "token", lambda *_: seen.release())
+    monkeypatch.setattr(SocketTransport, "receive", counted)
+    client.start_pump(pause=pause)
+    for number in range(count):
+        peer.event(f"w/{number}", "token")
+        time.sleep(0.002)
+    for _ in range(count):
+        assert seen.acquire(timeout=5)
+    client.close()
+    assert (len(reads) < 5) == bool(pause)
+
+
 def test_the_pump_tells_when_somebody_else_finds_it_broken(client, peer):
     broken = threading.Event()
     client.start_pump(lambda _: broken.set())

@@ -145,8 +145,10 @@ class Store(Protocol):
         """Run ``body`` until its commit succeeds; an exception in it aborts."""
         ...
 
-    def begin(self) -> AbstractContextManager[Begun]:
+    def begin(self, *, with_next: bool = False) -> AbstractContextManager[Begun]:
         """Ask for a transaction and do not wait: that spares a round trip if more is done first.
+
+        ``with_next``: in one piece with the next request, which takes no longer.
 
         It is over when this is left, used or not.
         """

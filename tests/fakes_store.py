@@ -224,7 +224,8 @@ class FakeStore:
         return FakeBegun(self).run(body, attempts=attempts)
 
     @contextlib.contextmanager
-    def begin(self) -> Iterator[FakeBegun]:
+    def begin(self, *, with_next: bool = False) -> Iterator[FakeBegun]:
+        del with_next
         begun = FakeBegun(self)
         try:
             yield begun
@@ -382,10 +383,11 @@ class Operation:
 
 
 class FakeBegun:
-    """A transaction that was asked for; here it begins when it is used."""
+    """A transaction that was asked for; its reads see what was there then, as oxenstored's do."""
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
+        self._early: list[FakeSnapshot] = [store.snapshot()]
         self._staged: list[tuple[FakeSnapshot, object]] = []
         self._is_over = False
 
@@ -408,7 +410,7 @@ class FakeBegun:
         self._is_over = True
 
     def _play(self, body: Callable[[FakeSnapshot], T]) -> tuple[FakeSnapshot, T]:
-        snapshot = self._store.snapshot()
+        snapshot = self._early.pop() if self._early else self._store.snapshot()
         try:
             result = body(snapshot)
         except BaseException:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from hotplug.handlers.targets import Attached
     from hotplug.ports import Begun, Entry, Host, Snapshot
 
-# Kinds of disks that are attached at once: the transaction for what they say is asked for before.
+# Kinds of disks for which nobody but us writes to the store, so that the transaction for what we
+# write may have been asked for before: the reads of some daemons' transactions are as of then.
 SOON = ("file", "phy")
 
 # A program of others writes physical-device itself, and blkback may connect there and then.
@@ -41,15 +42,17 @@ def add(host: Host, event: Event) -> None:
     so must not happen under a lock that every other disk waits for.
     """
     device = event.device
-    disk = Disk.read(host, device)
-    if is_done(disk):
-        if disk.state != INIT_WAIT or table.is_in_place(host, disk, event):
-            return
-        disk = repair(host, event)
-        if is_done(disk):
-            return
-    refuse_state(device, disk.state)
     with contextlib.suppress(ConnectedMeanwhileError), contextlib.ExitStack() as resources:
+        begun = begin(host, resources, with_next=True)
+        disk = Disk.read(host, device)
+        if is_done(disk):
+            if disk.state != INIT_WAIT or table.is_in_place(host, disk, event):
+                return
+            disk = repair(host, event)
+            if is_done(disk):
+                return
+            begun = another(begun, host, resources)
+        refuse_state(device, disk.state)
         attach = table.prepare(host, disk, event, resources)
         entry = resources.enter_context(host.journal.claim(device, host.deadline))
         if entry.attachment is not None:
@@ -58,12 +61,12 @@ def add(host: Host, event: Event) -> None:
             take_back(host, device, entry)
         undo = resources.enter_context(contextlib.ExitStack())
         host.deadline.check()
-        begun = begin(host, resources) if disk.type in SOON else None
         attached = attach(entry, undo)
         host.deadline.stage("waiting for the lock 'block'")
         with host.locks.hold("block", host.deadline):
             host.deadline.stage("asking xenstore who else uses the disk")
-            begun = begun or begin(host, resources)
+            if disk.type not in SOON:  # others may have written to the store meanwhile
+                begun = another(begun, host, resources)
             begun.stage(tell := partial(connect, host, disk, attached))
             host.holders.refresh(device, asked=True)
             attached.refuse_sharing()
@@ -72,11 +75,17 @@ def add(host: Host, event: Event) -> None:
         undo.pop_all()
 
 
-def begin(host: Host, resources: contextlib.ExitStack) -> Begun:
+def begin(host: Host, resources: contextlib.ExitStack, *, with_next: bool = False) -> Begun:
     """Ask for a transaction. If we hang, it ends when our time is up."""
-    begun = resources.enter_context(host.store.begin())
+    begun = resources.enter_context(host.store.begin(with_next=with_next))
     host.deadline.hold(begun.give_up)
     return begun
+
+
+def another(begun: Begun, host: Host, resources: contextlib.ExitStack) -> Begun:
+    """In place of one that began too early."""
+    begun.give_up()
+    return begin(host, resources)
 
 
 def is_done(disk: Disk) -> bool:

@@ -19,10 +19,12 @@ from _thread import allocate_lock, get_ident  # threading's, without importing i
 from errno import EIO
 from time import monotonic
 
+from hotplug.xenstore.batch import Batch, Riders, packed
 from hotplug.xenstore.errors import StoreConnectionError, timed_out
 from hotplug.xenstore.protocol import (
     ERROR,
     HEADER,
+    NO_TRANSACTION,
     REQUEST_IDS,
     VERBS,
     WATCH_EVENT,
@@ -34,33 +36,19 @@ from hotplug.xenstore.protocol import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _thread import LockType
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     from hotplug.xenstore.alarm import Alarm
+    from hotplug.xenstore.batch import Outgoing
     from hotplug.xenstore.transport import Transport
 
-    Outgoing: TypeAlias = tuple[int, bytes]  # message type and payload
     Callback: TypeAlias = Callable[[str, str], object]  # path and token
 
 # How many requests of one caller are on their way at once. Even 32 of the largest fit the socket's
 # buffer (net.core.wmem_default, 212,992 bytes), so that a thread can wait in send() only if others
 # filled the buffer before. These are receiving: no daemon that waits for us stops us both.
 WINDOW = 32
-
-
-class Batch:
-    """Requests of one caller and their replies. Compared by identity."""
-
-    __slots__ = ("first", "missing", "refusals", "replies", "wake")
-
-    def __init__(self, count: int) -> None:
-        self.replies: list[bytes | None] = [None] * count  # None where xenstored refused
-        self.refusals: dict[int, int] = {}  # index to errno
-        self.first = 0  # what the req_id of the first one is, or would be
-        self.missing = 0  # how many of those that were sent have no reply yet
-        self.wake: LockType | None = None  # held while the owner sleeps
 
 
 class Connection:
@@ -80,6 +68,7 @@ class Connection:
         self._mutex = allocate_lock()  # for what follows; never held while waiting
         self._next_id = 1
         self._pending: dict[int, Batch] = {}
+        self.riders = Riders()
         self._reading = False
         self._sleepers: dict[Batch, None] = {}  # in the order in which they will lead
         self._alarm: Alarm | None = None  # of the pump, if there is one
@@ -127,21 +116,16 @@ class Connection:
         if not self._sending.acquire(timeout=max(0.0, deadline - monotonic())):
             raise TimeoutError
         try:
-            req_id = self._register(batch, start, len(requests))
-            pack = HEADER.pack
-            parts = []
-            for kind, payload in requests:
-                parts.append(pack(kind, req_id, transaction, len(payload)))
-                parts.append(payload)
-                req_id += 1
+            riders = self.riders.take()
+            parts: list[bytes] = []
+            for rider, early in riders:
+                batch.ahead += len(early)
+                parts += packed(self._register(rider, 0, len(early)), early, NO_TRANSACTION)
+            parts += packed(self._register(batch, start, len(requests)), requests, transaction)
             try:
                 self.transport.send(b"".join(parts), deadline)
             except TimeoutError:  # nothing was sent
-                with self._mutex:
-                    for unsent in range(req_id - len(requests), req_id):
-                        del self._pending[unsent]
-                    if not self._reading:
-                        self._hand_over()
+                self._unsend(batch, riders)
                 raise
             except OSError as error:
                 self._break(error)
@@ -151,6 +135,17 @@ class Connection:
                 raise
         finally:
             self._sending.release()
+
+    def _unsend(self, batch: Batch, riders: Sequence[tuple[Batch, Sequence[Outgoing]]]) -> None:
+        with self._mutex:
+            unsent = {batch, *(rider for rider, _ in riders)}
+            for req_id in list(self._pending):
+                if self._pending.get(req_id) in unsent:
+                    del self._pending[req_id]
+            for rider in riders:
+                self.riders.add(*rider)
+            if not self._reading:
+                self._hand_over()
 
     def _register(self, batch: Batch, start: int, count: int) -> int:
         """Number requests and expect their replies; answers the first number."""
@@ -246,7 +241,8 @@ class Connection:
         try:
             while batch.missing and not self._broken:
                 # What is still to come for this batch is a header for each reply, at least.
-                self._receive(self._inbox.missing + HEADER.size * (batch.missing - 1))
+                headers, batch.ahead = batch.missing - 1 + batch.ahead, 0
+                self._receive(self._inbox.missing + HEADER.size * headers)
                 if batch.missing and monotonic() >= deadline:
                     break
         finally:

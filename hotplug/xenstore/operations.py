@@ -10,7 +10,7 @@ from contextlib import suppress
 from errno import E2BIG, EACCES, EAGAIN, ENOENT, ENOSYS, EPERM
 from time import monotonic
 
-from hotplug.xenstore.connection import Batch
+from hotplug.xenstore.batch import Batch
 from hotplug.xenstore.errors import ProtocolError, refused, timed_out
 from hotplug.xenstore.paths import encode
 from hotplug.xenstore.protocol import (
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
 
-    from hotplug.xenstore.connection import Connection, Outgoing
+    from hotplug.xenstore.batch import Outgoing
+    from hotplug.xenstore.connection import Connection
 
     class Change(Protocol):
         """A change to make; see ``transaction.Write``."""
@@ -80,9 +81,18 @@ def begin(connection: Connection, deadline: float) -> Batch:
     return batch
 
 
+def begin_with_next(connection: Connection) -> Batch:
+    """Ask for a transaction when the next request is sent. ``begun`` need not be called."""
+    batch = Batch(1)
+    connection.riders.add(batch, (START,))
+    return batch
+
+
 def begun(connection: Connection, batch: Batch, deadline: float) -> int:
-    """The number of the transaction that ``begin`` asked for."""
+    """The number of the transaction that was asked for."""
     try:
+        if connection.riders.discard(batch):
+            connection.send(batch, 0, (START,), NO_TRANSACTION, deadline)
         connection.wait(batch, deadline)
     except TimeoutError:
         raise timed_out(connection.timeout, VERBS[START[0]], "") from None

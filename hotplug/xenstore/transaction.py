@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Self, TypeVar
 
-    from hotplug.xenstore.connection import Batch, Connection
+    from hotplug.xenstore.batch import Batch
+    from hotplug.xenstore.connection import Connection
     from hotplug.xenstore.operations import Change
 
     T = TypeVar("T")
@@ -49,12 +50,15 @@ class Transaction:
 
     __slots__ = ("_asked", "_connection", "_deadline", "_number")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, with_next: bool = False) -> None:
         self._connection = connection
         self._deadline = monotonic() + connection.timeout  # for the answer to the request for it
         self._asked: Batch | None = None
         if connection.transport.pipelines:
-            self._asked = operations.begin(connection, self._deadline)
+            if with_next:
+                self._asked = operations.begin_with_next(connection)
+            else:
+                self._asked = operations.begin(connection, self._deadline)
         self._number: int | None = None  # before it is open; 0 after its end
 
     def read(self, path: str) -> bytes | None:
@@ -92,7 +96,8 @@ class Transaction:
 
     def abort(self) -> None:
         """End it without effect. Silent if even that fails: there is an error already."""
-        if self._asked or self._number:
+        is_asked = self._asked is not None and not self._connection.riders.discard(self._asked)
+        if is_asked or self._number:
             with suppress(OSError):
                 self._connection.exchange((ABORT,), self._open())
         self._number = 0
@@ -121,9 +126,9 @@ class Begun:
 
     __slots__ = ("_connection", "_current", "_mutex", "_staged")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, with_next: bool = False) -> None:
         self._connection = connection
-        self._current = Transaction(connection)
+        self._current = Transaction(connection, with_next=with_next)
         self._mutex = allocate_lock()  # of the others
         self._staged: list[Any] = []  # what the body returned that is to be committed
 

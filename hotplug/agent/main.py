@@ -118,16 +118,16 @@ class Agent:
     def _loop(self) -> int:
         watchdog = notify.watchdog_interval()
         next_alive = 0.0
+        self.queues.tick_from_here()
         while self._crashed is None:
-            waits = [self.queues.tick()]
-            if self._restorer is not None:
-                waits.append(self._restorer.tick())
+            waits = [None if self._restorer is None else self._restorer.tick()]
             if watchdog is not None:
                 now = time.monotonic()
                 if now >= next_alive:
                     notify.alive()
                     next_alive = now + watchdog
                 waits.append(next_alive - now)
+            waits.append(self.queues.tick())  # the last, for it wakes workers up
             timeout = min((wait for wait in waits if wait is not None), default=None)
             for descriptor, events in self.poll.poll(timeout):
                 self._ready(descriptor, events)

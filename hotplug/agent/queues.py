@@ -96,6 +96,8 @@ class Queues:
         self._submitted = 0
         self._workers = 0
         self._idle: list[Worker] = []  # a stack: who worked last is still warm
+        self._loop = 0  # the thread that calls ``tick`` again and again
+        self._handed: list[tuple[Worker, Job]] = []  # at its next call
         self._last_taken = 0.0
         self._waiting_since = 0.0
         self.finished = 0
@@ -118,7 +120,11 @@ class Queues:
         """Called with the mutex."""
         job.running = True
         if self._idle:
-            self._idle.pop().hand(job)
+            worker = self._idle.pop()
+            if threading.get_ident() == self._loop:
+                self._handed.append((worker, job))
+            else:
+                worker.hand(job)
             return
         if not self._ready:
             self._waiting_since = time.monotonic()
@@ -166,11 +172,25 @@ class Queues:
             else:
                 del self._waiting[job.key]
 
+    def tick_from_here(self) -> None:
+        """The calling thread will ``tick`` before it sleeps.
+
+        So it wakes workers up then: at once they would wait for it to let go of the interpreter.
+        """
+        self._loop = threading.get_ident()
+
     def tick(self) -> float | None:
         """Look after jobs whose time is up and after starving ones.
 
         Returns the number of seconds after which to look again, None if nothing runs.
         """
+        wait = self._look()
+        while self._handed:
+            worker, job = self._handed.pop()
+            worker.hand(job)
+        return wait
+
+    def _look(self) -> float | None:
         now = time.monotonic()
         with self._mutex:
             late, next_end = self._late(now)

@@ -195,6 +195,16 @@ def test_a_transaction_that_was_asked_for_early(store, other):
     assert store.read("a") == b"2"
 
 
+def test_a_transaction_that_was_asked_for_with_the_next_request(store, other):
+    with store.begin(with_next=True) as begun:
+        assert store.survey((), ["a"]) == ([], [None])
+        other.write("a", b"1")
+        assert begun.run(lambda snapshot: snapshot.read_and_apply(["a"], [Write("a", b"2")])) == [
+            b"1"
+        ]
+    assert store.read("a") == b"2"
+
+
 def test_what_is_staged_is_seen_by_nobody(store, other):
     runs = []
 

@@ -283,6 +283,25 @@ def test_a_request_that_was_never_sent_is_no_loss(impatient, ends, peer):
 # Events
 
 
+def test_what_rides_with_a_request_that_was_never_sent_rides_on(impatient, ends, peer):
+    with impatient.begin(with_next=True) as begun:
+        junk = fill(ends[0])
+        with pytest.raises(TimeoutError):
+            impatient.read("a")
+        ends[1].recv(junk, socket.MSG_WAITALL)
+        peer.answer(3, b"7\0", protocol.TRANSACTION_START)  # two numbers were given in vain
+        peer.answer(4, b"value")
+        impatient._connection.timeout = 5.0
+        assert impatient.read("a") == b"value"
+        peer.answer(5, b"OK\0", protocol.TRANSACTION_END)
+        begun.run(lambda _: None)
+    assert [kind for kind, _, _ in peer.requests()] == [
+        protocol.TRANSACTION_START,
+        protocol.READ,
+        protocol.TRANSACTION_END,
+    ]
+
+
 def test_an_event_comes_before_the_answers_behind_it(client, peer):
     order = []
     peer.answer(1, b"OK\0", protocol.WATCH)
@@ -493,6 +512,39 @@ def test_who_asks_for_a_transaction_early_does_not_wait(client, peer):
         protocol.READ,
         protocol.TRANSACTION_END,
     ]
+
+
+def test_a_transaction_is_asked_for_with_the_next_request(client, peer):
+    with client.begin(with_next=True) as begun:
+        peer.answer(1, b"7\0", protocol.TRANSACTION_START)
+        peer.answer(2, b"value")
+        assert client.read("a") == b"value"
+        peer.answer(3, b"inside")
+        assert begun.stage(lambda snapshot: snapshot.read("b")) == b"inside"
+        peer.answer(4, b"OK\0", protocol.TRANSACTION_END)
+    assert [kind for kind, _, _ in peer.requests()] == [
+        protocol.TRANSACTION_START,
+        protocol.READ,
+        protocol.READ,
+        protocol.TRANSACTION_END,
+    ]
+
+
+def test_a_transaction_that_is_needed_before_the_next_request(client, script):
+    script.plan = [(protocol.TRANSACTION_START, b"7\0"), (protocol.READ, b"inside")]
+    script.plan += [(protocol.TRANSACTION_END, b"OK\0")]
+    with client.begin(with_next=True) as begun:
+        assert begun.run(lambda snapshot: snapshot.read("b")) == b"inside"
+    assert len(script.requests) == 3
+
+
+def test_a_transaction_for_which_there_was_no_next_request(client, peer):
+    with client.begin(with_next=True):
+        pass
+    client.begin(with_next=True).give_up()
+    peer.answer(1, b"value")
+    assert client.read("a") == b"value"
+    assert [kind for kind, _, _ in peer.requests()] == [protocol.READ]
 
 
 def test_an_early_transaction_that_is_refused(client, script):

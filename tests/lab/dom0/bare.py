@@ -1,6 +1,6 @@
 """Turns the pages of a save file that a test has marked into zeros: bare.py IN BARE FULL.
 
-In BARE they are allocations without content, as which Xen's format knows them; FULL has their zeros.
+In BARE they are allocations without content, which the format has a type for; FULL has zeros.
 It knows PV and PVH guests.
 """
 

@@ -35,6 +35,7 @@ from hotplug.events import Action, Device, Event
 from hotplug.handlers import table
 from hotplug.invocation import Invocation
 from hotplug.kernel import devd
+from hotplug.listening import listen
 from hotplug.sources import control
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class Agent:
     def _listen(self) -> None:
         passed = notify.listen_sockets()
         self._made_socket = not passed
-        listener = passed[0] if passed else control.listen(self._socket_path())
+        listener = passed[0] if passed else listen(self._socket_path())
         self.control = control.ControlSource(listener, self.poll, self._serve)
 
     def _socket_path(self) -> str:

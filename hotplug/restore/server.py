@@ -24,6 +24,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hotplug.listening import listen
 from hotplug.restore import worker
 from hotplug.restore.xenlibs import UnavailableError, Xen
 
@@ -54,6 +55,7 @@ class Server:
         self._ready: dict[int, Worker] = {}  # by descriptor
         self._busy: dict[int, Worker] = {}
         self._listener = listen(f"{path}.new")
+        self._listener.setblocking(False)
         self._poll = select.poll()
         self._poll.register(agent, select.POLLIN)
 
@@ -116,21 +118,6 @@ class Server:
             traceback.print_exc()
         finally:
             os._exit(status)
-
-
-def listen(path: str) -> socket.socket:
-    """A socket for root's clients."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    mask = os.umask(0o177)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        listener.bind(path)
-    finally:
-        os.umask(mask)
-    listener.listen()
-    listener.setblocking(False)
-    return listener
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,7 +10,6 @@ it and goes away, and that ends the connection.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import struct
@@ -21,27 +20,9 @@ from hotplug.client import wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BACKLOG = 4096  # clients that wait for us to accept; net.core.somaxconn cuts it
 CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 ANSWERING = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 GONE = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
-
-
-def listen(path: str) -> socket.socket:
-    """Make the socket that clients look for. The caller holds the runtime directory's lock."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    mask = os.umask(0o177)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        listener.bind(path)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, error.strerror, path) from error
-    finally:
-        os.umask(mask)
-    listener.listen(BACKLOG)
-    return listener
 
 
 class Connection:

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "hotplug.network": VALUES,
     "hotplug.config": VALUES,
     "hotplug.invocation": VALUES,
+    "hotplug.listening": set(),
     "hotplug.__main__": {"hotplug.cli"},
     "hotplug.cli": EVERYTHING,
     "hotplug.commands": EVERYTHING,  # cli's
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "hotplug.client.wire": set(),
     "hotplug.client.child": set(),
     "hotplug.client.oneshot": EVERYTHING,
-    "hotplug.agent.main": POLICY | MECHANISM,  # start-up
+    "hotplug.agent.main": POLICY | MECHANISM | {"hotplug.listening"},  # start-up
     "hotplug.agent.host": POLICY | MECHANISM,  # start-up
     "hotplug.agent.guardian": {"hotplug.kernel.nft_monitor", *POLICY},
     "hotplug.agent.driverdomain": {"hotplug.sources.watches", *POLICY},
@@ -62,6 +63,7 @@ MAY_IMPORT = {
     "hotplug.agent.*": POLICY,
     "hotplug.handlers.*": {"hotplug.handlers.*", *VALUES},
     "hotplug.kernel.*": {"hotplug.kernel.*", *VALUES},
+    "hotplug.restore.server": {"hotplug.listening", "hotplug.restore.*", *VALUES},
     "hotplug.restore.*": {"hotplug.restore.*", *VALUES},
     "hotplug.sources.*": {"hotplug.sources.*", WIRE, *VALUES},
     "hotplug.xenstore.*": {"hotplug.xenstore.*"},

@@ -20,8 +20,14 @@ page = b"dom0 had this".ljust(mmap.PAGESIZE, b".")
 for _ in range(len(memory) // len(page)):
     memory.write(page)
 """
-SIZE = 32 << 20  # bytes that are to be zero
-MARK = f"yes 'this page of the guest is zero.' | head -c {SIZE} >/tmp/marked"  # see dom0/bare.py
+DOUBLED = 13  # times
+SIZE = 4096 << DOUBLED  # bytes that are to be zero
+# Each page as dom0/bare.py knows it.
+MARK = (
+    "for i in $(seq 128); do echo 'this page of the guest is zero.'; done >/tmp/marked;"
+    f" for i in $(seq {DOUBLED}); do"
+    " cat /tmp/marked /tmp/marked >/tmp/twice; mv /tmp/twice /tmp/marked; done"
+)
 
 
 def not_zero(lab, guest, helper, form):

@@ -53,7 +53,7 @@ def test_no_guest_sees_what_dom0_had(own_lab, kind):
     guest.run(MARK)
     lab.do(f"{stock} xl save {guest.name} /tmp/marked.save")
     marked = lab.do("python3 -IS /lab/bare.py /tmp/marked.save /tmp/bare.save /tmp/full.save")
-    assert int(marked) == SIZE // 4096
+    assert int(marked) >= SIZE // 4096  # and what is left of half of it
     lab.do("xen-hotplug savefile compact /tmp/full.save /tmp/sparse.save")
     lab.do("xen-hotplug savefile compact --dense /tmp/full.save /tmp/dense.save")
     lab.do("rm /tmp/marked.save")

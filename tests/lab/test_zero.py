@@ -20,7 +20,7 @@ page = b"dom0 had this".ljust(mmap.PAGESIZE, b".")
 for _ in range(len(memory) // len(page)):
     memory.write(page)
 """
-DOUBLED = 13  # times
+DOUBLED = 12  # times
 SIZE = 4096 << DOUBLED  # bytes that are to be zero
 # Each page as dom0/bare.py knows it.
 MARK = (

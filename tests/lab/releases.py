@@ -8,7 +8,7 @@ from dataclasses import dataclass
 DOM0_PACKAGES = (
     # what Xen's scripts and ours need
     *("bridge-utils", "conntrack", "e2fsprogs", "iproute2", "iptables", "kmod", "nftables"),
-    *("openvswitch-switch", "procps", "python3", "udev"),
+    *("openvswitch-switch", "procps", "python3", "qemu-system-xen", "udev"),
     # the system, and what tests look with
     *("busybox-static", "ethtool", "linux-image-amd64", "strace", "systemd-sysv", "tcpdump"),
 )

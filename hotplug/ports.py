@@ -363,7 +363,7 @@ class Deadline(Protocol):
         ...
 
     def hold(self, let_go: Callable[[], object]) -> None:
-        """What is to be called if time runs out or nobody waits any more, and we hang."""
+        """What is to be called when time is up and we hang."""
         ...
 
     def committing(self) -> AbstractContextManager[None]:

@@ -137,14 +137,18 @@ class StoreHolders:
         guests = {item for item in wanted if isinstance(item, tuple)}
         hidden: set[str] = set()
         seen = look(self._store, guests, devices, hidden, paths=paths)
+        more = set(seen.listed) - devices  # to be read next: until then they are what they were
         former, about = set(devices), {device.path for device in devices}
         if guests:
-            former.update(d for d in self._holders if (d.kind, d.domid) in guests)
+            former.update(d for d in self._holders if (d.kind, d.domid) in guests and d not in more)
             about.update(f"{BASE}/{kind}/{domid}" for kind, domid in guests)
         self._replace(former, seen.holders, hidden)
         if hidden or self._hidden:
-            self._hidden = {path for path in self._hidden if not is_within(path, about)} | hidden
-        self._todo = (self._todo - wanted) | (set(seen.listed) - devices)
+            as_before = {device.path for device in more}
+            self._hidden = hidden | {
+                path for path in self._hidden if path in as_before or not is_within(path, about)
+            }
+        self._todo = (self._todo - wanted) | more
         return seen.values
 
     def _read_everything(self) -> None:

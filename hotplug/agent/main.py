@@ -176,6 +176,7 @@ class Agent:
         return True
 
     def _drain(self) -> bool:
+        self.queues.tick()  # what was asked for a moment ago does not wait for the rest of this
         notify.stopping()
         self._stop_listening()
         self._close_restorer()
@@ -185,6 +186,7 @@ class Agent:
         return False
 
     def _reload(self) -> None:
+        self.queues.tick()
         notify.reloading()
         try:
             self.config = config.load()

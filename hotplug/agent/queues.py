@@ -238,8 +238,8 @@ class Queues:
         threading.Thread(target=self._answer_late, args=(job, error, report), daemon=True).start()
 
     def _report(self, job: Job, error: HotplugError) -> None:
-        job.deadline.let_go()
         try:
+            job.deadline.let_go()
             job.tell(job.late(error, job.deadline))
         except BaseException as crash:  # noqa: BLE001 - as for workers
             self._crash(crash)

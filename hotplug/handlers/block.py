@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from hotplug.handlers.targets import Attached
     from hotplug.ports import Begun, Entry, Host, Snapshot
 
-# Kinds of disks for which nobody but us writes to the store, so that the transaction for what we
-# write may have been asked for before: the reads of some daemons' transactions are as of then.
+# Kinds of disks for which nobody but us writes to the store as a rule, so that the transaction for
+# what we write may have been asked for before: some daemons' transactions see the store as of then.
 SOON = ("file", "phy")
 
 # A program of others writes physical-device itself, and blkback may connect there and then.
@@ -51,7 +51,7 @@ def add(host: Host, event: Event) -> None:
             disk = repair(host, event)
             if is_done(disk):
                 return
-            begun = another(begun, host, resources)
+            begun = another(begun, host, resources, with_next=True)  # it is not used soon
         refuse_state(device, disk.state)
         attach = table.prepare(host, disk, event, resources)
         entry = resources.enter_context(host.journal.claim(device, host.deadline))
@@ -65,7 +65,7 @@ def add(host: Host, event: Event) -> None:
         host.deadline.stage("waiting for the lock 'block'")
         with host.locks.hold("block", host.deadline):
             host.deadline.stage("asking xenstore who else uses the disk")
-            if disk.type not in SOON:  # others may have written to the store meanwhile
+            if disk.type not in SOON or attached.written is not None:
                 begun = another(begun, host, resources)
             begun.stage(tell := partial(connect, host, disk, attached))
             host.holders.refresh(device, asked=True)
@@ -76,16 +76,18 @@ def add(host: Host, event: Event) -> None:
 
 
 def begin(host: Host, resources: contextlib.ExitStack, *, with_next: bool = False) -> Begun:
-    """Ask for a transaction. If we hang, it ends when our time is up."""
+    """Ask for a transaction. If a worker of the agent hangs, it ends when its time is up."""
     begun = resources.enter_context(host.store.begin(with_next=with_next))
     host.deadline.hold(begun.give_up)
     return begun
 
 
-def another(begun: Begun, host: Host, resources: contextlib.ExitStack) -> Begun:
+def another(
+    begun: Begun, host: Host, resources: contextlib.ExitStack, *, with_next: bool = False
+) -> Begun:
     """In place of one that began too early."""
     begun.give_up()
-    return begin(host, resources)
+    return begin(host, resources, with_next=with_next)
 
 
 def is_done(disk: Disk) -> bool:

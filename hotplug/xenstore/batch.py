@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 class Batch:
     """Compared by identity."""
 
-    __slots__ = ("ahead", "first", "missing", "refusals", "replies", "wake")
+    __slots__ = ("ahead", "first", "is_wanted", "missing", "refusals", "replies", "wake")
 
     def __init__(self, count: int) -> None:
         self.replies: list[bytes | None] = [None] * count  # None where xenstored refused
         self.refusals: dict[int, int] = {}  # index to errno
         self.first = 0  # what the req_id of the first one is, or would be
         self.missing = 0  # how many of those that were sent have no reply yet
-        self.ahead = 0  # requests of others that were sent in front of it, in one piece with it
+        self.ahead: list[Batch] = []  # of others, sent in front of it in one piece with it
+        self.is_wanted = True  # False: its owner has given it up
         self.wake: LockType | None = None  # held while the owner sleeps
 
 
@@ -49,8 +50,10 @@ class Riders:
         self._waiting: list[tuple[Batch, Sequence[Outgoing]]] = []
 
     def add(self, batch: Batch, requests: Sequence[Outgoing]) -> None:
+        batch.missing = len(requests)  # so that whoever waits does, or hears of the end
         with self._mutex:
-            self._waiting.append((batch, requests))
+            if batch.is_wanted:
+                self._waiting.append((batch, requests))
 
     def discard(self, batch: Batch) -> bool:
         """Have them sent by nobody; False if they were already."""
@@ -58,6 +61,12 @@ class Riders:
             before = len(self._waiting)
             self._waiting = [rider for rider in self._waiting if rider[0] is not batch]
             return len(self._waiting) < before
+
+    def drop(self, batch: Batch) -> None:
+        """Its owner does not wait any more: never send it (again)."""
+        with self._mutex:
+            batch.is_wanted = False
+            self._waiting = [rider for rider in self._waiting if rider[0] is not batch]
 
     def take(self) -> Sequence[tuple[Batch, Sequence[Outgoing]]]:
         if not self._waiting:  # as good as always

@@ -119,7 +119,7 @@ class Connection:
             riders = self.riders.take()
             parts: list[bytes] = []
             for rider, early in riders:
-                batch.ahead += len(early)
+                batch.ahead.append(rider)
                 parts += packed(self._register(rider, 0, len(early)), early, NO_TRANSACTION)
             parts += packed(self._register(batch, start, len(requests)), requests, transaction)
             try:
@@ -241,7 +241,7 @@ class Connection:
         try:
             while batch.missing and not self._broken:
                 # What is still to come for this batch is a header for each reply, at least.
-                headers, batch.ahead = batch.missing - 1 + batch.ahead, 0
+                headers = batch.missing - 1 + sum(rider.missing for rider in batch.ahead)
                 self._receive(self._inbox.missing + HEADER.size * headers)
                 if batch.missing and monotonic() >= deadline:
                     break

@@ -70,7 +70,10 @@ def ask_unless_absent(connection: Connection, kind: int, payload: bytes, path: s
 
 
 def begin(connection: Connection, deadline: float) -> Batch:
-    """Ask for a transaction. Whoever does must see to it that ``begun`` is called."""
+    """Ask for a transaction. Whoever does must see to it that ``begun`` is called soon.
+
+    Until then nobody reads what comes, if nobody asks anything.
+    """
     if not connection.transport.pipelines:
         return connection.exchange((START,), NO_TRANSACTION)
     batch = Batch(1)
@@ -95,6 +98,7 @@ def begun(connection: Connection, batch: Batch, deadline: float) -> int:
             connection.send(batch, 0, (START,), NO_TRANSACTION, deadline)
         connection.wait(batch, deadline)
     except TimeoutError:
+        connection.riders.drop(batch)
         raise timed_out(connection.timeout, VERBS[START[0]], "") from None
     reply = batch.replies[0]
     if reply is None:

@@ -42,7 +42,7 @@ class Write:
 
 
 class Transaction:
-    """Asked for by its creation, and open by its first use. Of use until the body returns.
+    """Asked for by its creation, or with the next request, and open by its first use.
 
     Over the kernel's device, where every request has to be waited for, its first use asks for it:
     a domain may have ten at a time.
@@ -96,8 +96,9 @@ class Transaction:
 
     def abort(self) -> None:
         """End it without effect. Silent if even that fails: there is an error already."""
-        is_asked = self._asked is not None and not self._connection.riders.discard(self._asked)
-        if is_asked or self._number:
+        if self._asked is not None and self._connection.riders.discard(self._asked):
+            self._asked = None
+        if self._asked is not None or self._number:
             with suppress(OSError):
                 self._connection.exchange((ABORT,), self._open())
         self._number = 0

@@ -105,6 +105,35 @@ def test_a_list_that_came_along_names_more_to_read(store):
     assert users(index) == [7]
 
 
+def test_a_holder_stays_known_while_its_guest_is_listed_along(store, index):
+    """Somebody else may be at his sharing check meanwhile."""
+    disk(store, 5)
+    index.refresh(Device("vbd", 7, 1))
+    index.changed("backend/vbd/5")  # its permissions, for instance
+    assert index.read_along(Device("vbd", 8, 1), ["a"]) == [None]
+    assert users(index) == [5]
+
+
+def test_what_was_known_of_a_backend_stays_when_its_guest_is_listed(store, index):
+    device = disk(store, 5)
+    index.refresh()
+    store.forbid(device.path)
+    index.changed("backend/vbd/5")
+    index.refresh()
+    assert index.hidden() == [device.path]
+    assert users(index) == [5]
+
+
+def test_a_hidden_backend_stays_hidden_while_its_guest_is_listed_along(store, index):
+    device = disk(store, 5)
+    store.forbid(device.path)
+    index.refresh()
+    assert index.hidden() == [device.path]
+    index.changed("backend/vbd/5")
+    index.read_along(Device("vbd", 8, 1), ["a"])
+    assert index.hidden() == [device.path]
+
+
 @pytest.mark.parametrize("others", [0, 9])
 def test_too_much_does_not_come_along(store, index, others):
     """Everything, or more than the client sends at once."""

@@ -6,14 +6,17 @@ they are asked for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from hotplug.xenstore import protocol
+from hotplug.xenstore.batch import Batch
 from hotplug.xenstore.client import Client
 from hotplug.xenstore.connection import Connection
 from hotplug.xenstore.errors import ProtocolError, StoreConnectionError
@@ -32,7 +35,12 @@ class Peer:
         self.end = end
 
     def answer(self, req_id, payload, kind=protocol.READ):
-        self.end.sendall(HEADER.pack(kind, req_id, 0, len(payload)) + payload)
+        self.answer_all((req_id, payload, kind))
+
+    def answer_all(self, *answers):
+        """In one piece."""
+        parts = [HEADER.pack(kind, n, 0, len(payload)) + payload for n, payload, kind in answers]
+        self.end.sendall(b"".join(parts))
 
     def refuse(self, req_id, name):
         self.answer(req_id, name.encode() + b"\0", protocol.ERROR)
@@ -46,6 +54,15 @@ class Peer:
         self.end.setblocking(False)
         Inbox(messages(lambda *message: got.append(message))).feed(self.end.recv(1 << 20))
         return got
+
+    def wait_for(self, count):
+        """Until so many requests have come."""
+        deadline = time.monotonic() + 10
+        while count > 0:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(BlockingIOError):
+                count -= len(self.requests())
+            time.sleep(0.001)
 
 
 @pytest.fixture
@@ -544,6 +561,56 @@ def test_a_transaction_for_which_there_was_no_next_request(client, peer):
     client.begin(with_next=True).give_up()
     peer.answer(1, b"value")
     assert client.read("a") == b"value"
+    assert [kind for kind, _, _ in peer.requests()] == [protocol.READ]
+
+
+def test_a_transaction_that_is_given_up_before_it_was_asked_for(client, peer):
+    with client.begin(with_next=True) as begun:
+        begun.give_up()
+    peer.answer(1, b"value")
+    assert client.read("a") == b"value"
+    assert [kind for kind, _, _ in peer.requests()] == [protocol.READ]
+
+
+def test_a_transaction_over_a_connection_that_breaks(client, ends):
+    ends[1].close()
+    with pytest.raises(StoreConnectionError):
+        client.read("a")
+    with pytest.raises(StoreConnectionError), client.begin(with_next=True):
+        client.read("b")
+
+
+def test_a_leader_does_not_wait_for_what_another_has_read(ends, peer):
+    """Of what was sent with its requests, some replies may have come by the time that it leads."""
+    client = Client(Connection(SocketTransport(ends[0], 5.0), "the test", 30.0))  # seconds
+    with ThreadPoolExecutor(2) as workers:
+        first = workers.submit(client.read, "x")
+        peer.wait_for(1)
+        begun = client.begin(with_next=True)
+        second = workers.submit(client.read_many, [*"abcdefgh"])
+        peer.wait_for(9)
+        answers = [(1, b"x", protocol.READ), (2, b"7\0", protocol.TRANSACTION_START)]
+        peer.answer_all(*answers, (3, b"a", protocol.READ))  # of which the first one reads all
+        assert first.result(5) == b"x"
+        time.sleep(0.05)  # for the other to lead
+        start = time.monotonic()
+        peer.answer_all(*((number, b"", protocol.READ) for number in range(4, 11)))
+        assert second.result(10) == [b"a"] + 7 * [b""]
+        assert time.monotonic() - start < 2.5
+        peer.answer(11, b"OK\0", protocol.TRANSACTION_END)
+        begun.give_up()
+
+
+def test_a_transaction_that_was_given_up_is_never_asked_for(impatient, peer):
+    """Another thread had it with its own request, and could not send that."""
+    batch, connection = Batch(1), impatient._connection
+    connection.riders.add(batch, ((protocol.TRANSACTION_START, b"\0"),))
+    (rider,) = connection.riders.take()
+    connection.riders.drop(batch)
+    connection.riders.add(*rider)
+    peer.answer(1, b"value")
+    connection.timeout = 5.0
+    assert impatient.read("a") == b"value"
     assert [kind for kind, _, _ in peer.requests()] == [protocol.READ]
 
 

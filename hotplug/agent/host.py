@@ -5,8 +5,10 @@ Used at start-up only: by the agent, the one-shot path and the commands for peop
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +18,7 @@ from hotplug.agent.deadline import EventDeadline
 from hotplug.agent.holders import StoreHolders
 from hotplug.agent.journal import FileJournal
 from hotplug.config import DEFAULT_RUNDIR
+from hotplug.handlers import table
 from hotplug.kernel.blockdev import LocalPaths
 from hotplug.kernel.lockfile import LockFiles
 from hotplug.kernel.loop import KernelLoops
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from hotplug.xenstore import Client
 
 INSTANCE = "xen-hotplug"
+WARM_UP = 1.0  # seconds after the agent's start, at which guests may be started too
 
 
 def instance(rundir: str) -> str:
@@ -137,3 +141,13 @@ def assemble(config: Config, *, watch: bool) -> Parts:
         note=nothing,
     )
     return Parts(host, store, holders, (kernel, filters))
+
+
+def warm_up(host: Host, late: Sequence[Late]) -> None:
+    """Load what the first network card would wait for, which may be some guest's start."""
+    time.sleep(WARM_UP)
+    with contextlib.suppress(Exception):  # then it is for the card to say
+        table.card_script("vif-bridge")
+        for part in late:
+            part.make()
+        host.links.find("lo")

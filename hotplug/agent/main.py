@@ -32,7 +32,6 @@ from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
 from hotplug.errors import HotplugError
 from hotplug.events import Action, Device, Event
-from hotplug.handlers import table
 from hotplug.invocation import Invocation
 from hotplug.kernel import devd
 from hotplug.listening import listen
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
 WATCH = "backend"
 LOCKS = ("block", "iptables", "vif-nat-dhcp", "vifname")  # that our handlers hold
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
-WARM_UP = 1.0  # seconds after our start, at which guests are started too
 BURST = 0.005  # seconds that the events of a toolstack's transaction take to come
+LAST_LOOK = 1.0  # seconds for the store to tell us
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
 
 
@@ -101,20 +100,12 @@ class Agent:
             self._restorer = Restorer(self.config.rundir, self.poll, self.logs)
         self._follow_filters()
         notify.ready(f"{__version__}, waiting for devices")
-        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+        warm = (self.host, self._late)
+        threading.Thread(target=host.warm_up, args=warm, name="warm-up", daemon=True).start()
         try:
             return self._loop()
         finally:
             self._close()
-
-    def _warm_up(self) -> None:
-        """Load what the first network card would wait for, which may be some guest's start."""
-        time.sleep(WARM_UP)
-        with contextlib.suppress(Exception):  # then it is for the card to say
-            table.card_script("vif-bridge")
-            for part in self._late:
-                part.make()
-            self.host.links.find("lo")
 
     def _loop(self) -> int:
         watchdog = notify.watchdog_interval()
@@ -149,8 +140,7 @@ class Agent:
         elif descriptor == self._wake_end:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_end, 65536)
-            while self._changes:
-                self._take_change(self._changes.popleft())
+            self._take_changes()
             self._follow_filters()
         elif self.control is not None:
             self.control.ready(descriptor, events)
@@ -179,6 +169,11 @@ class Agent:
         self.queues.tick()  # what was asked for a moment ago does not wait for the rest of this
         notify.stopping()
         self._stop_listening()
+        # What was removed by now is known after a round trip, if the store has not gone before us.
+        looking = threading.Thread(target=self._look, daemon=True)
+        looking.start()
+        looking.join(LAST_LOOK)
+        self._take_changes()
         self._close_restorer()
         if not self.queues.drain(DRAIN):
             left = ", ".join(job.name for job in self.queues.snapshot())
@@ -270,6 +265,14 @@ class Agent:
         if came_or_went is not None or self.driver_domain or path.count("/") < 4:
             self._changes.append(path)
             self._wake()
+
+    def _look(self) -> None:
+        with contextlib.suppress(OSError):
+            self._store.barrier()
+
+    def _take_changes(self) -> None:
+        while self._changes:
+            self._take_change(self._changes.popleft())
 
     def _take_change(self, path: str) -> None:
         parts = path[path.index(WATCH) :].split("/")

@@ -111,8 +111,9 @@ def build_base(release: Release) -> Path:
     new.mkdir()
     rootfs = new / "rootfs"
     packages = ",".join(release.packages)
-    run("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={packages}",
-        release.suite, rootfs)  # fmt: skip
+    # What it mounts in there goes with it, whatever ends it: the next build deletes the folder.
+    run("unshare", "--mount", "mmdebstrap", "--variant=minbase", "--mode=root",
+        f"--include={packages}", release.suite, rootfs)  # fmt: skip
     shutil.copy(LAB / "lab-init", rootfs / "lab-init")
     (rootfs / "lab-init").chmod(0o755)
     boot = rootfs / "boot"

@@ -223,7 +223,7 @@ class Bench:
         """Seconds that a guest takes for a disk that ours attached, and for one of stock's."""
         hotplug.start_agent(self.machine)
         sides = {"ours": self.guest(0).disks[0], "stock": self.guest(0, "stock").disks[1]}
-        guest = Guest(self.machine, "bench0", list(sides.values()), memory=MEMORY)
+        guest = Guest(self.machine, "disks", list(sides.values()), memory=MEMORY)
         guest.start()
         found = {side: {"read_s": [], "write_s": []} for side in sides}
         for number in range(-1, DD_ROUNDS):  # the first is for the files' blocks to be there

@@ -57,6 +57,15 @@ def is_alive(guest, digest, vcpus=2):
     assert guest.run("dmesg | grep -c -e BUG: -e 'Bad page' || true") == "0"
 
 
+def refuse_without_room(lab, guest):
+    """Saved to a disk that is full before it is done, by ours: we say so."""
+    lab.do("mkdir -p /tmp/small && mount -t tmpfs -o size=8m none /tmp/small")
+    done = lab.dom0(f"{OURS} xl save {guest.name} /tmp/small/file")
+    lab.do("umount /tmp/small")
+    assert done.status != 0
+    assert "saving failed: the image: No space left on device" in done.stderr, str(done)
+
+
 def balloon(lab, guest):
     """Give back some of its memory; its p2m has holes then."""
     lab.do(f"xl mem-set {guest.name} {BALLOONED}")
@@ -119,11 +128,7 @@ def test_the_guest_that_stays(lab, guest):
 def test_a_save_that_fails(lab, guest):
     """The disk is full, or somebody ends it: the guest runs on, and we say what was wrong."""
     digest = guest.run("sha256sum /tmp/noise")
-    lab.do("mkdir -p /tmp/small && mount -t tmpfs -o size=8m none /tmp/small")
-    done = lab.dom0(f"{OURS} xl save {guest.name} /tmp/small/file")
-    lab.do("umount /tmp/small")
-    assert done.status != 0
-    assert "saving failed: the image: No space left on device" in done.stderr, str(done)
+    refuse_without_room(lab, guest)
     is_alive(guest, digest)
 
     # A reader that takes nothing keeps the helper at it until it is ended.

@@ -50,6 +50,16 @@ def users(index, number=DISK):
     return sorted(holder.device.domid for holder in index.of(number))
 
 
+def one_goes_and_one_comes(store, index):
+    """Guest 7 with its disk, and the disk of guest 6; that of guest 5 stays."""
+    disk(store, 5)
+    disk(store, 7)
+    index.refresh()
+    store.remove("backend/vbd/7/51712")
+    store.remove("backend/vbd/7")
+    disk(store, 6)
+
+
 def asked(store, index):
     """What one refresh asks for."""
     store.requests.clear()
@@ -76,12 +86,7 @@ def test_only_what_changed_is_read_again(store, index):
 
 def test_what_changed_comes_along_with_something_else(store, index):
     """With lists of guests, with backends to be read; but for one's own."""
-    disk(store, 5)
-    disk(store, 7)
-    index.refresh()
-    store.remove("backend/vbd/7/51712")
-    store.remove("backend/vbd/7")
-    disk(store, 6)
+    one_goes_and_one_comes(store, index)
     mine = disk(store, 8)
     store.write("a", b"1")
     store.requests.clear()
@@ -181,12 +186,7 @@ def test_a_guest_that_goes_costs_no_reading_of_others(store, index):
 
 def test_a_guest_that_goes_with_its_disk_costs_one_round_trip(store, index):
     """Its directory is listed while its disks, and those of others, are read."""
-    disk(store, 5)
-    disk(store, 7)
-    index.refresh()
-    store.remove("backend/vbd/7/51712")
-    store.remove("backend/vbd/7")
-    disk(store, 6)
+    one_goes_and_one_comes(store, index)
     asked(store, index)
     assert len(store.requests) == 1
     assert users(index) == [5, 6]

@@ -29,6 +29,7 @@ class Link:
     mtu: int
     up: bool  # IFF_UP
     master: int  # the index of the bridge that it is a port of; 0: none
+    master_kind: str = ""  # IFLA_INFO_SLAVE_KIND, e.g. "openvswitch"
 
 
 @dataclass(frozen=True, slots=True)

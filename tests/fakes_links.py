@@ -51,7 +51,7 @@ class FakeLinks:
         self.proxied = {pair for pair in self.proxied if pair[0] != link.index}
         for index, other in self.links.items():
             if other.master == link.index:
-                self.links[index] = dataclasses.replace(other, master=0)
+                self.links[index] = dataclasses.replace(other, master=0, master_kind="")
 
     # What handlers do
 
@@ -102,7 +102,7 @@ class FakeLinks:
         if index:
             self._refuse_unless(link, index in self.links, errno.EINVAL)
             self._refuse_unless(link, self.links[index].kind == "bridge", errno.EOPNOTSUPP)
-        self._set(link, master=index)
+        self._set(link, master=index, master_kind=self.links[index].kind if index else "")
 
     def addresses(self, link):
         self.life.alive()

@@ -392,8 +392,6 @@ class FakeBegun:
         self._is_over = False
 
     def stage(self, body: Callable[[FakeSnapshot], T]) -> T:
-        if self._is_over:
-            raise OSError(errno.ECANCELED, "the transaction was given up meanwhile")
         snapshot, result = self._play(body)
         self._staged.append((snapshot, result))
         return result
@@ -410,6 +408,8 @@ class FakeBegun:
         self._is_over = True
 
     def _play(self, body: Callable[[FakeSnapshot], T]) -> tuple[FakeSnapshot, T]:
+        if self._is_over:
+            raise OSError(errno.ECANCELED, "the transaction was given up meanwhile")
         snapshot = self._early.pop() if self._early else self._store.snapshot()
         try:
             result = body(snapshot)

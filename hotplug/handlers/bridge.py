@@ -7,11 +7,10 @@ and never fails the toolstack's removal.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import filters, hooks, vif, vlan
+from hotplug.handlers import arrival, filters, hooks, vif, vlan
 from hotplug.network import PORT_MAC, Change
 
 if TYPE_CHECKING:
@@ -28,20 +27,13 @@ MAX_MTU = (1 << 31) - 1  # of any link: the kernel keeps a 32-bit number
 
 def online(host: Host, event: Event) -> None:
     """Make a card's link a port of its bridge, and tell the guest."""
-    card = vif.Vif.read(host, event)
-    vif.refuse_gone(card)
-    with host.journal.claim(card.device, host.deadline) as entry:
+    with arrival.of(host, event) as new:
+        card = new.card
         bridge = bridge_of(host, card)
-        link = vif.find(host, card, entry)
-        with contextlib.ExitStack() as undo:
-            mtu = set_up(host, card, link, bridge, entry, undo)
-            hooks.run(host, card, {"bridge": bridge.name})
-            if card.tells:
-                vif.connected(host, card, mtu)
-            else:
-                vif.refuse_removed(card, host.store.read(card.device.path))
-            undo.pop_all()
-        vif.finished(entry, card.role)
+        link = vif.find(host, card, new.entry)
+        mtu = set_up(host, card, link, bridge, new.entry, new.undo)
+        hooks.run(host, card, {"bridge": bridge.name})
+        new.tell(mtu)
 
 
 def offline(host: Host, event: Event) -> None:

@@ -7,7 +7,6 @@ out is the administrator's rule. If he says so (``dhcp``), ISC's DHCP server is 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import ipaddress
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError, MissingKeyError
-from hotplug.handlers import dhcpd, filters, hooks, names, routed, vif, vlan
+from hotplug.handlers import arrival, dhcpd, filters, hooks, names, routed, vif, vlan
 from hotplug.handlers.targets.tool import Grace
 from hotplug.network import Change
 
@@ -76,22 +75,17 @@ def given(card: Vif) -> str:
 
 def online(host: Host, event: Event) -> None:
     """Set up a card's link, and tell the guest. A tap beside it only gets its name."""
-    card = vif.Vif.read(host, event)
-    vif.refuse_gone(card)
-    vlan.refuse(f"{card.device}/vlan", card.vlan)
-    addresses = Addresses.of(card)
-    with host.journal.claim(card.device, host.deadline) as entry:
-        link = vif.find(host, card, entry)
-        with contextlib.ExitStack() as undo:
-            if card.is_tap:
-                rename(host, card, link, entry)
-            else:
-                set_up(host, card, link, addresses, entry, undo)
-            hooks.run(host, card, variables(card, addresses))
-            if card.tells:
-                vif.connected(host, card)
-            undo.pop_all()
-        vif.finished(entry, card.role)
+    with arrival.of(host, event) as new:
+        card = new.card
+        vlan.refuse(f"{card.device}/vlan", card.vlan)
+        addresses = Addresses.of(card)
+        link = vif.find(host, card, new.entry)
+        if card.is_tap:
+            rename(host, card, link, new.entry)
+        else:
+            set_up(host, card, link, addresses, new.entry, new.undo)
+        hooks.run(host, card, variables(card, addresses))
+        new.tell()
 
 
 def offline(host: Host, event: Event) -> None:

@@ -11,14 +11,13 @@ guest held to its addresses, a card on the switch is refused.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import names, vif
+from hotplug.handlers import arrival, names, vif
 from hotplug.handlers.disk import missing
 from hotplug.network import PORT_MAC, Change, SwitchPort
 
@@ -63,21 +62,14 @@ class Spec:
 
 def online(host: Host, event: Event) -> None:
     """Make a card's link a port of its bridge, and tell the guest."""
-    card = vif.Vif.read(host, event)
-    vif.refuse_gone(card)
-    spec = Spec.parse(f"{card.device}/bridge", card.bridge)
-    refuse_without_effect(host, card, spec)
-    with host.journal.claim(card.device, host.deadline) as entry:
+    with arrival.of(host, event) as new:
+        card = new.card
+        spec = Spec.parse(f"{card.device}/bridge", card.bridge)
+        refuse_without_effect(host, card, spec)
         port = SwitchPort(card.name, spec.bridge, spec.tag, spec.trunks, identity(host, card))
-        link = vif.find(host, card, entry)
-        with contextlib.ExitStack() as undo:
-            set_up(host, card, link, port, entry, undo)
-            if card.tells:
-                vif.connected(host, card)
-            else:
-                vif.refuse_removed(card, host.store.read(card.device.path))
-            undo.pop_all()
-        vif.finished(entry, card.role)
+        link = vif.find(host, card, new.entry)
+        set_up(host, card, link, port, new.entry, new.undo)
+        new.tell()
     if card.ip:
         host.note("'ip' limits nothing on Open vSwitch; its own flows can")
 

@@ -10,11 +10,10 @@ entry that this needs for each IPv6 address is made here).
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import filters, hooks, routed, vif, vlan
+from hotplug.handlers import arrival, filters, hooks, routed, vif, vlan
 
 if TYPE_CHECKING:
     from hotplug.events import Event
@@ -29,39 +28,32 @@ METRICS = {"vif": 2, "tap": 1}
 
 def online(host: Host, event: Event) -> None:
     """Route to a card, and tell the guest."""
-    card = vif.Vif.read(host, event)
-    vif.refuse_gone(card)
-    vlan.refuse(f"{card.device}/vlan", card.vlan)
-    networks = tuple(routed.network_of(card, word) for word in card.ip)
-    allowed = filters.allowance(host, card, routed=True)
-    with host.journal.claim(card.device, host.deadline) as entry:
+    with arrival.of(host, event) as new:
+        card, entry = new.card, new.entry
+        vlan.refuse(f"{card.device}/vlan", card.vlan)
+        networks = tuple(routed.network_of(card, word) for word in card.ip)
+        allowed = filters.allowance(host, card, routed=True)
         gateway, address = gateway_of(host, card)
         routing = routed.Routing(address, networks, METRICS[card.role], allowed)
         link = vif.find(host, card, entry)
-        with contextlib.ExitStack() as undo:
-            unproxy(host, entry, card.role, [])  # of a former run with other addresses
-            proxied = proxied_by(card, routing)
-            vif.remember(
-                entry,
-                card,
-                link,
-                SCRIPT,
-                gateway=gateway.index,
-                proxied=" ".join(proxied),
-                main_ip=address,
-                **filters.facts(allowed),
-                **{vif.UNFINISHED: 1},
-            )
-            undo.callback(take_back, host, card, entry)
-            routed.set_up(host, card, link, routing)
-            proxy(host, gateway, proxied)
-            hooks.run(host, card, variables(card, "add", address))
-            if card.tells:
-                vif.connected(host, card)
-            else:
-                vif.refuse_removed(card, host.store.read(card.device.path))
-            undo.pop_all()
-        vif.finished(entry, card.role)
+        unproxy(host, entry, card.role, [])  # of a former run with other addresses
+        proxied = proxied_by(card, routing)
+        vif.remember(
+            entry,
+            card,
+            link,
+            SCRIPT,
+            gateway=gateway.index,
+            proxied=" ".join(proxied),
+            main_ip=address,
+            **filters.facts(allowed),
+            **{vif.UNFINISHED: 1},
+        )
+        new.undo.callback(take_back, host, card, entry)
+        routed.set_up(host, card, link, routing)
+        proxy(host, gateway, proxied)
+        hooks.run(host, card, variables(card, "add", address))
+        new.tell()
 
 
 def offline(host: Host, event: Event) -> None:

@@ -21,16 +21,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hotplug.errors import BackendGoneError, DeadlineError, HotplugError
+from hotplug.errors import DeadlineError, HotplugError
 from hotplug.network import Change
-from hotplug.ports import Attachment, Write
+from hotplug.ports import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from hotplug.events import Action, Device, Event
     from hotplug.network import Link
-    from hotplug.ports import Entry, Host, Snapshot
+    from hotplug.ports import Entry, Host
 
 CONNECTED = b"connected"
 NAME_SIZE = 15  # bytes, of a link's name
@@ -81,27 +81,22 @@ class Vif:
         """``vif`` or ``tap``: the value of ``type_if``."""
         return "tap" if self.is_tap else "vif"
 
-    @property
-    def tells(self) -> bool:
-        """Whether success is told: not of a tap, which is an addition to its vif."""
-        return not self.is_tap
-
     @classmethod
     def read(cls, host: Host, event: Event) -> Vif:
         """The keys of a card's backend; absent ones are empty, as a removal may come late."""
         device = event.device
         paths = [f"{device.path}/{key}" if key else device.path for key in KEYS]
         values = dict(zip(KEYS, host.store.read_many(paths), strict=True))
-        is_tap = event.parameters.get("type_if", "vif") == "tap"
-        original = event.variables.get("INTERFACE" if is_tap else "vif", "")
+        tap = is_tap(event)
+        original = event.variables.get("INTERFACE" if tap else "vif", "")
         vifname = text_of(values, {}, "vifname")
         frontend = f"/local/domain/{device.domid}/device/vif/{device.devid}"
         return cls(
             device=device,
             action=event.action,
-            is_tap=is_tap,
+            is_tap=tap,
             original=original,
-            name=f"{vifname}{EMULATED if is_tap else ''}" if vifname else original,
+            name=f"{vifname}{EMULATED if tap else ''}" if vifname else original,
             bridge=text_of(values, event.parameters, "bridge"),
             ip=tuple(text_of(values, event.parameters, "ip").split()),
             mtu=text_of(values, {}, "mtu"),
@@ -117,6 +112,10 @@ class Vif:
             parameters=event.parameters,
             variables=event.variables,
         )
+
+
+def is_tap(event: Event) -> bool:
+    return event.parameters.get("type_if", "vif") == "tap"
 
 
 def text_of(values: Mapping[str, bytes | None], parameters: Mapping[str, str], key: str) -> str:
@@ -218,11 +217,6 @@ def noted(host: Host, entry: Entry | None, role: str) -> Link | None:
     return host.links.get(int(index)) if index else None
 
 
-def refuse_gone(vif: Vif) -> None:
-    if not vif.exists:
-        raise BackendGoneError(f"there is no backend {vif.device}; was the device removed?")
-
-
 # What is remembered of a card, so that what outlives its link is taken back.
 
 
@@ -299,45 +293,6 @@ def remembered(entry: Entry | None, role: str, key: str = "") -> str:
     return str(facts.get(f"{role}_{key}" if key else role, ""))
 
 
-# Success
-
-
-def connected(host: Host, vif: Vif, mtu: int | None = None) -> None:
-    """Tell the guest's driver that its card is ready; ``mtu`` goes to the guest itself.
-
-    Once the backend driver has seen ``connected`` it goes on. So this is done last, all at once.
-    """
-    host.deadline.stage("writing to xenstore")
-    status, error = f"{vif.device}/hotplug-status", f"{vif.device}/hotplug-error"
-    changes = [Write(status, CONNECTED), Write(error, None)]
-
-    def body(store: Snapshot, *told: Write) -> None:
-        paths = [vif.device.path, *([vif.frontend] if told else ())]
-        backend, *frontend = store.read_and_apply(paths, [*told, *changes])
-        refuse_removed(vif, backend)
-        if None in frontend:
-            raise NobodyToTellError
-
-    with host.deadline.committing():
-        if mtu is not None:
-            told = Write(f"{vif.frontend}/mtu", b"%d" % mtu)
-            # A driver domain may write it only where the toolstack made it for us (Xen 4.17).
-            with contextlib.suppress(NobodyToTellError, PermissionError):
-                host.store.transaction(lambda store: body(store, told))
-                return
-        host.store.transaction(body)
-
-
-class NobodyToTellError(Exception):
-    """There is no frontend, and to write would make one."""
-
-
-def refuse_removed(vif: Vif, backend: bytes | None) -> None:
-    """Nothing is told to a backend that is gone, as that would bring it back, nor done for it."""
-    if backend is None:
-        raise BackendGoneError(f"{vif.device} was removed while its card was being set up")
-
-
 # Steps
 
 
@@ -367,8 +322,7 @@ def release(host: Host, link: Link | None) -> None:
     """
     if link is None:
         return
-    master = host.links.get(link.master) if link.master else None
-    leaves = master is not None and master.kind != "openvswitch"
+    leaves = link.master and link.master_kind != "openvswitch"
     try:
         host.links.change(link, Change(up=False, master=0 if leaves else None))
     except OSError as error:

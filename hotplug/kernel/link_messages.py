@@ -18,7 +18,7 @@ from hotplug.network import Change, Link
 
 IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_EXT_MASK = 1, 3, 4, 10, 18, 29
-IFLA_INFO_KIND = 1
+IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 1, 4
 WITHOUT_STATISTICS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
 
@@ -62,6 +62,7 @@ def link(message: bytes) -> Link:
         mtu=number(found[IFLA_MTU]),
         up=bool(flags & IFF_UP),
         master=number(found.get(IFLA_MASTER, b"")),
+        master_kind=text(info.get(IFLA_INFO_SLAVE_KIND, b"")),
     )
 
 

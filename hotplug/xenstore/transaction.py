@@ -146,9 +146,7 @@ class Begun:
         Nobody sees its changes so far. Who decides against them leaves the ``with``.
         """
         with self._mutex:
-            if self._current.is_over:
-                raise OSError(ECANCELED, "the xenstore transaction was given up meanwhile")
-            result = body(self._current)
+            result = self._play(body)
             self._staged.append(result)
         return result
 
@@ -162,13 +160,18 @@ class Begun:
                     sleep(pause * (monotonic_ns() % 1024) / 1024)
                     self._current = Transaction(self._connection)
                 try:
-                    result: T = self._staged.pop() if self._staged else body(self._current)
+                    result: T = self._staged.pop() if self._staged else self._play(body)
                 except BaseException:
                     self._current.abort()
                     raise
                 if self._current.commit():
                     return result
         raise OSError(EAGAIN, f"others changed the same part of xenstore {attempts} times")
+
+    def _play(self, body: Callable[[Transaction], T]) -> T:
+        if self._current.is_over:
+            raise OSError(ECANCELED, "the xenstore transaction was given up meanwhile")
+        return body(self._current)
 
     def give_up(self) -> None:
         """End it in place of its owner, who hangs elsewhere: xenstored holds it as long.

@@ -246,9 +246,10 @@ def test_what_was_staged_runs_again_after_a_conflict(store, other):
 def test_a_transaction_that_was_given_up(store):
     with store.begin() as begun:
         begun.give_up()
-        with pytest.raises(OSError, match="given up meanwhile") as caught:
-            begun.stage(lambda snapshot: snapshot.apply([Write("a", b"1")]))
-    assert caught.value.errno == errno.ECANCELED
+        for use in (begun.stage, begun.run):
+            with pytest.raises(OSError, match="given up meanwhile") as caught:
+                use(lambda snapshot: snapshot.apply([Write("a", b"1")]))
+            assert caught.value.errno == errno.ECANCELED
     assert store.read("a") is None
 
 

@@ -390,12 +390,14 @@ def test_links_as_pyroute2_reads_them(net, links):
         assert ours == Link(
             theirs["index"],
             theirs.get_attr("IFLA_IFNAME"),
-            info.get_attr("IFLA_INFO_KIND") if info else "",
+            (info.get_attr("IFLA_INFO_KIND") if info else None) or "",
             theirs.get_attr("IFLA_ADDRESS") or "",
             theirs.get_attr("IFLA_MTU"),
             bool(theirs["flags"] & rt.IFF_UP),
             theirs.get_attr("IFLA_MASTER") or 0,
+            (info.get_attr("IFLA_INFO_SLAVE_KIND") if info else None) or "",
         )
+    assert {link_messages.link(data).master_kind for data in found} == {"", "bridge"}
 
 
 def test_this_thread_only(net):

@@ -198,8 +198,8 @@ def test_a_card_in_use_is_not_taken_back(cards):
 
 def test_the_kernels_side_of_the_switch_is_not_asked_to_let_go(cards):
     cards.run(openvswitch, "online")
-    cards.links.all["ovs-system"] = Link(9, "ovs-system", "openvswitch", "", 1500, False, 0)
-    cards.links.all[VIF] = dataclasses.replace(cards.links.all[VIF], master=9)
+    port = dataclasses.replace(cards.links.all[VIF], master=9, master_kind="openvswitch")
+    cards.links.all[VIF] = port
     cards.run(openvswitch, "offline")
     assert cards.links.done[-1] == Change(up=False)
 

@@ -127,6 +127,7 @@ class FakeStore:
         self._forbidden: set[str] = set()
         self._failures: list[tuple[int, OSError]] = []  # (operations until then, error)
         self._lost_commits = 0
+        self.held: set[FakeBegun] = set()  # transactions that are open
         for path, value in (nodes or {}).items():
             self._tree().put(self._absolute(path), Node(value))
 
@@ -387,7 +388,13 @@ class FakeBegun:
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
-        self._early: list[FakeSnapshot] = [store.snapshot()]
+        self._early: list[FakeSnapshot] = []
+        self._refusal: OSError | None = None  # told at the first use
+        try:
+            self._early.append(store.snapshot())
+        except OSError as error:
+            self._refusal = error
+        store.held.add(self)
         self._staged: list[tuple[FakeSnapshot, object]] = []
         self._is_over = False
 
@@ -397,24 +404,32 @@ class FakeBegun:
         return result
 
     def run(self, body: Callable[[FakeSnapshot], T], *, attempts: int = ATTEMPTS) -> T:
-        for _ in range(attempts):
-            snapshot, result = self._staged.pop() if self._staged else self._play(body)
-            snapshot.open = False
-            if self._store._commit(snapshot._tree, snapshot.start):
-                return result
+        try:
+            for _ in range(attempts):
+                snapshot, result = self._staged.pop() if self._staged else self._play(body)
+                snapshot.open = False
+                if self._store._commit(snapshot._tree, snapshot.start):
+                    return result
+        finally:
+            self.give_up()
         raise OSError(errno.EAGAIN, f"others changed the same part of the store {attempts} times")
 
     def give_up(self) -> None:
         self._is_over = True
+        self._store.held.discard(self)
 
     def _play(self, body: Callable[[FakeSnapshot], T]) -> tuple[FakeSnapshot, T]:
         if self._is_over:
             raise OSError(errno.ECANCELED, "the transaction was given up meanwhile")
+        if self._refusal is not None:
+            self.give_up()
+            raise self._refusal
         snapshot = self._early.pop() if self._early else self._store.snapshot()
         try:
             result = body(snapshot)
         except BaseException:
             snapshot.open = False
+            self.give_up()
             raise
         return snapshot, result
 

@@ -1,7 +1,7 @@
 """A card that arrives: what every script for them does before and after its own work.
 
 The transaction that tells of success is asked for along with the card's keys, so that it costs no
-round trip of its own.
+round trip of its own, unless something that may take long lies between.
 """
 
 from __future__ import annotations
@@ -11,55 +11,74 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import BackendGoneError
-from hotplug.handlers import vif
+from hotplug.handlers import hooks, vif
 from hotplug.handlers.vif import CONNECTED, Vif
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from hotplug.events import Event
     from hotplug.ports import Begun, Entry, Host, Snapshot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arrival:
-    """A card whose link is being set up."""
+    """A card whose link is being set up, once it is claimed."""
 
     card: Vif
-    entry: Entry
     undo: contextlib.ExitStack  # left, if it does not come to ``tell``
     _host: Host
+    _resources: contextlib.ExitStack
     _begun: Begun | None
+    _entry: Entry | None = None
+
+    def claim(self) -> Entry:
+        """Keep every other run from this card until the end."""
+        entry = self._resources.enter_context(
+            self._host.journal.claim(self.card.device, self._host.deadline)
+        )
+        self._resources.enter_context(self.undo)
+        self._entry = entry
+        return entry
+
+    def run_hooks(self, variables: Mapping[str, str]) -> None:
+        hooks.run(self._host, self.card, variables, self._take_time)
+
+    def _take_time(self) -> None:
+        """What comes now may take long: the store is not to hold a transaction meanwhile."""
+        if self._begun is not None:
+            self._begun.give_up()
+            self._begun = None
 
     def tell(self, mtu: int | None = None) -> None:
         """Set up: tell the guest's driver, if it is to know; ``mtu`` goes to the guest itself."""
-        if self._begun is not None:
-            connected(self._host, self.card, self._begun, mtu)
-        else:
+        if self.card.is_tap:
             refuse_removed(self.card, self._host.store.read(self.card.device.path))
+        else:
+            connected(self._host, self.card, self._begun, mtu)
         self.undo.pop_all()
-        vif.finished(self.entry, self.card.role)
+        if self._entry is not None:
+            vif.finished(self._entry, self.card.role)
 
 
 @contextlib.contextmanager
-def of(host: Host, event: Event) -> Iterator[Arrival]:
-    """Read a card's keys and claim it. A tap is an addition to its vif: of it, nobody is told."""
+def of(host: Host, event: Event, *, takes_time: bool = False) -> Iterator[Arrival]:
+    """Read a card's keys. A tap is an addition to its vif: of it, nobody is told."""
     with contextlib.ExitStack() as resources:
         begun = None
-        if not vif.is_tap(event):
+        if not vif.is_tap(event) and not takes_time:
             begun = resources.enter_context(host.store.begin(with_next=True))
             host.deadline.hold(begun.give_up)
         card = Vif.read(host, event)
         if not card.exists:
             raise BackendGoneError(f"there is no backend {card.device}; was the device removed?")
-        entry = resources.enter_context(host.journal.claim(card.device, host.deadline))
-        undo = resources.enter_context(contextlib.ExitStack())
-        yield Arrival(card, entry, undo, host, begun)
+        yield Arrival(card, contextlib.ExitStack(), host, resources, begun)
 
 
-def connected(host: Host, card: Vif, begun: Begun, mtu: int | None) -> None:
+def connected(host: Host, card: Vif, begun: Begun | None, mtu: int | None) -> None:
     """Once the backend driver has seen ``connected`` it goes on. So all is written at once."""
+    run = begun.run if begun is not None else host.store.transaction
     host.deadline.stage("writing to xenstore")
     status, error = f"{card.device}/hotplug-status", f"{card.device}/hotplug-error"
     changes = [Write(status, CONNECTED), Write(error, None)]
@@ -73,14 +92,17 @@ def connected(host: Host, card: Vif, begun: Begun, mtu: int | None) -> None:
 
     with host.deadline.committing():
         if mtu is None:
-            begun.run(body)
+            run(body)
             return
         told = Write(f"{card.frontend}/mtu", b"%d" % mtu)
-        try:
-            begun.run(lambda store: body(store, told))
-        except (NobodyToTellError, PermissionError):
-            # A driver domain may write it only where the toolstack made it for us (Xen 4.17).
-            host.store.transaction(body)
+        # A driver domain may write it only where the toolstack made it for us (Xen 4.17).
+        with contextlib.suppress(PermissionError):
+            for transaction in (run, host.store.transaction):
+                # The first one may see the store as it was when the card's keys were read.
+                with contextlib.suppress(NobodyToTellError):
+                    transaction(lambda store: body(store, told))
+                    return
+        host.store.transaction(body)
 
 
 class NobodyToTellError(Exception):

@@ -28,11 +28,11 @@ MAX_MTU = (1 << 31) - 1  # of any link: the kernel keeps a 32-bit number
 def online(host: Host, event: Event) -> None:
     """Make a card's link a port of its bridge, and tell the guest."""
     with arrival.of(host, event) as new:
-        card = new.card
+        card, entry = new.card, new.claim()
         bridge = bridge_of(host, card)
-        link = vif.find(host, card, new.entry)
-        mtu = set_up(host, card, link, bridge, new.entry, new.undo)
-        hooks.run(host, card, {"bridge": bridge.name})
+        link = vif.find(host, card, entry)
+        mtu = set_up(host, card, link, bridge, entry, new.undo)
+        new.run_hooks({"bridge": bridge.name})
         new.tell(mtu)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hotplug.errors import ToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from hotplug.handlers.vif import Vif
     from hotplug.ports import Finished, Host
@@ -24,12 +24,18 @@ FOLDER = "vif-post.d"
 SUFFIX = ".hook"
 
 
-def run(host: Host, vif: Vif, more: Mapping[str, str] | None = None) -> None:
-    """Run every hook; ToolError names the first that failed."""
+def run(
+    host: Host,
+    vif: Vif,
+    more: Mapping[str, str] | None = None,
+    before: Callable[[], object] = lambda: None,
+) -> None:
+    """Run every hook, if there is any ``before`` first; ToolError names the first that failed."""
     folder = os.path.join(host.config.scripts, FOLDER)
     hooks = found(folder)
     if not hooks:
         return
+    before()
     variables = environment(host, vif) | dict(more or {})
     for hook in hooks:
         host.deadline.stage(f"running the hook {hook}")

@@ -79,12 +79,13 @@ def online(host: Host, event: Event) -> None:
         card = new.card
         vlan.refuse(f"{card.device}/vlan", card.vlan)
         addresses = Addresses.of(card)
-        link = vif.find(host, card, new.entry)
+        entry = new.claim()
+        link = vif.find(host, card, entry)
         if card.is_tap:
-            rename(host, card, link, new.entry)
+            rename(host, card, link, entry, new.undo)
         else:
-            set_up(host, card, link, addresses, new.entry, new.undo)
-        hooks.run(host, card, variables(card, addresses))
+            set_up(host, card, link, addresses, entry, new.undo)
+        new.run_hooks(variables(card, addresses))
         new.tell()
 
 
@@ -139,8 +140,9 @@ def mac_of(card: Vif) -> str:
     return card.mac
 
 
-def rename(host: Host, card: Vif, link: Link, entry: Entry) -> None:
-    vif.remember(entry, card, link, SCRIPT)
+def rename(host: Host, card: Vif, link: Link, entry: Entry, undo: ExitStack) -> None:
+    vif.remember(entry, card, link, SCRIPT, **{vif.UNFINISHED: 1})
+    undo.callback(take_back, host, card, entry)
     if card.name != link.name:
         if link.up:
             host.links.change(link, Change(up=False))

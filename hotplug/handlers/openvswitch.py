@@ -62,13 +62,14 @@ class Spec:
 
 def online(host: Host, event: Event) -> None:
     """Make a card's link a port of its bridge, and tell the guest."""
-    with arrival.of(host, event) as new:
+    with arrival.of(host, event, takes_time=True) as new:  # the switch answers when it is done
         card = new.card
         spec = Spec.parse(f"{card.device}/bridge", card.bridge)
         refuse_without_effect(host, card, spec)
+        entry = new.claim()
         port = SwitchPort(card.name, spec.bridge, spec.tag, spec.trunks, identity(host, card))
-        link = vif.find(host, card, new.entry)
-        set_up(host, card, link, port, new.entry, new.undo)
+        link = vif.find(host, card, entry)
+        set_up(host, card, link, port, entry, new.undo)
         new.tell()
     if card.ip:
         host.note("'ip' limits nothing on Open vSwitch; its own flows can")

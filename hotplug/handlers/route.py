@@ -29,10 +29,11 @@ METRICS = {"vif": 2, "tap": 1}
 def online(host: Host, event: Event) -> None:
     """Route to a card, and tell the guest."""
     with arrival.of(host, event) as new:
-        card, entry = new.card, new.entry
+        card = new.card
         vlan.refuse(f"{card.device}/vlan", card.vlan)
         networks = tuple(routed.network_of(card, word) for word in card.ip)
         allowed = filters.allowance(host, card, routed=True)
+        entry = new.claim()
         gateway, address = gateway_of(host, card)
         routing = routed.Routing(address, networks, METRICS[card.role], allowed)
         link = vif.find(host, card, entry)
@@ -52,7 +53,7 @@ def online(host: Host, event: Event) -> None:
         new.undo.callback(take_back, host, card, entry)
         routed.set_up(host, card, link, routing)
         proxy(host, gateway, proxied)
-        hooks.run(host, card, variables(card, "add", address))
+        new.run_hooks(variables(card, "add", address))
         new.tell()
 
 

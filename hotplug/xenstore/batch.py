@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 
-from hotplug.xenstore.protocol import HEADER
+from hotplug.xenstore.protocol import ABORT, HEADER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     Outgoing: TypeAlias = tuple[int, bytes]  # message type and payload
+    Rider: TypeAlias = "tuple[Batch, Sequence[Outgoing], int]"  # the number is a transaction's
 
 
 class Batch:
@@ -41,19 +42,23 @@ def packed(req_id: int, requests: Sequence[Outgoing], transaction: int) -> list[
 
 
 class Riders:
-    """Requests of no transaction that are sent with the next ones, whosever these are."""
+    """Requests that are sent with the next ones, whosever these are."""
 
     __slots__ = ("_mutex", "_waiting")
 
     def __init__(self) -> None:
         self._mutex = allocate_lock()
-        self._waiting: list[tuple[Batch, Sequence[Outgoing]]] = []
+        self._waiting: list[Rider] = []
 
-    def add(self, batch: Batch, requests: Sequence[Outgoing]) -> None:
+    def add(self, batch: Batch, requests: Sequence[Outgoing], transaction: int) -> None:
         batch.missing = len(requests)  # so that whoever waits does, or hears of the end
         with self._mutex:
             if batch.is_wanted:
-                self._waiting.append((batch, requests))
+                self._waiting.append((batch, requests, transaction))
+
+    def abort(self, number: bytes) -> None:
+        """End a transaction that came too late for whoever asked for it, and waits no more."""
+        self.add(Batch(1), (ABORT,), int(number.rstrip(b"\0")))
 
     def discard(self, batch: Batch) -> bool:
         """Have them sent by nobody; False if they were already."""
@@ -68,7 +73,7 @@ class Riders:
             batch.is_wanted = False
             self._waiting = [rider for rider in self._waiting if rider[0] is not batch]
 
-    def take(self) -> Sequence[tuple[Batch, Sequence[Outgoing]]]:
+    def take(self) -> Sequence[Rider]:
         if not self._waiting:  # as good as always
             return ()
         with self._mutex:

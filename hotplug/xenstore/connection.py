@@ -24,8 +24,8 @@ from hotplug.xenstore.errors import StoreConnectionError, timed_out
 from hotplug.xenstore.protocol import (
     ERROR,
     HEADER,
-    NO_TRANSACTION,
     REQUEST_IDS,
+    TRANSACTION_START,
     VERBS,
     WATCH_EVENT,
     Inbox,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from hotplug.xenstore.alarm import Alarm
-    from hotplug.xenstore.batch import Outgoing
+    from hotplug.xenstore.batch import Outgoing, Rider
     from hotplug.xenstore.transport import Transport
 
     Callback: TypeAlias = Callable[[str, str], object]  # path and token
@@ -118,9 +118,9 @@ class Connection:
         try:
             riders = self.riders.take()
             parts: list[bytes] = []
-            for rider, early in riders:
+            for rider, early, within in riders:
                 batch.ahead.append(rider)
-                parts += packed(self._register(rider, 0, len(early)), early, NO_TRANSACTION)
+                parts += packed(self._register(rider, 0, len(early)), early, within)
             parts += packed(self._register(batch, start, len(requests)), requests, transaction)
             try:
                 self.transport.send(b"".join(parts), deadline)
@@ -136,9 +136,9 @@ class Connection:
         finally:
             self._sending.release()
 
-    def _unsend(self, batch: Batch, riders: Sequence[tuple[Batch, Sequence[Outgoing]]]) -> None:
+    def _unsend(self, batch: Batch, riders: Sequence[Rider]) -> None:
         with self._mutex:
-            unsent = {batch, *(rider for rider, _ in riders)}
+            unsent = {batch, *(rider[0] for rider in riders)}
             for req_id in list(self._pending):
                 if self._pending.get(req_id) in unsent:
                     del self._pending[req_id]
@@ -209,6 +209,8 @@ class Connection:
             batch.refusals[req_id - batch.first] = error_number(payload)
         else:
             batch.replies[req_id - batch.first] = payload
+            if kind == TRANSACTION_START and not batch.is_wanted:
+                self.riders.abort(payload)
         batch.missing -= 1
         if not batch.missing:
             self._completed.append(batch)

@@ -87,7 +87,7 @@ def begin(connection: Connection, deadline: float) -> Batch:
 def begin_with_next(connection: Connection) -> Batch:
     """Ask for a transaction when the next request is sent. ``begun`` need not be called."""
     batch = Batch(1)
-    connection.riders.add(batch, (START,))
+    connection.riders.add(batch, (START,), NO_TRANSACTION)
     return batch
 
 
@@ -99,6 +99,8 @@ def begun(connection: Connection, batch: Batch, deadline: float) -> int:
         connection.wait(batch, deadline)
     except TimeoutError:
         connection.riders.drop(batch)
+        if batch.replies[0] is not None:  # it came just now
+            connection.riders.abort(batch.replies[0])
         raise timed_out(connection.timeout, VERBS[START[0]], "") from None
     reply = batch.replies[0]
     if reply is None:

@@ -146,7 +146,11 @@ class Begun:
         Nobody sees its changes so far. Who decides against them leaves the ``with``.
         """
         with self._mutex:
-            result = self._play(body)
+            try:
+                result = self._play(body)
+            except BaseException:
+                self._current.abort()
+                raise
             self._staged.append(result)
         return result
 

@@ -253,6 +253,39 @@ def test_a_transaction_that_was_given_up(store):
     assert store.read("a") is None
 
 
+def test_a_transaction_is_used_once(store):
+    def write(snapshot):
+        snapshot.apply([Write("a", b"1")])
+
+    def fail(snapshot):
+        write(snapshot)
+        raise KeyError
+
+    with store.begin() as begun:
+        with pytest.raises(KeyError):
+            begun.run(fail)
+        with pytest.raises(OSError, match="given up meanwhile"):
+            begun.run(write)
+    assert store.read("a") is None
+    with store.begin() as begun:
+        begun.run(write)
+        with pytest.raises(OSError, match="given up meanwhile"):
+            begun.run(write)
+
+
+def test_what_failed_to_be_staged_is_not_committed(store):
+    def fail(snapshot):
+        snapshot.apply([Write("a", b"1")])
+        raise KeyError
+
+    with store.begin() as begun:
+        with pytest.raises(KeyError):
+            begun.stage(fail)
+        with pytest.raises(OSError, match="given up meanwhile"):
+            begun.run(lambda snapshot: snapshot.apply([Write("b", b"1")]))
+    assert store.read_many(["a", "b"]) == [None, None]
+
+
 def test_an_early_one_runs_again_after_a_conflict(store, other):
     runs = []
 

@@ -89,12 +89,14 @@ def test_whoever_saves_and_restores(lab, guest):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["pv", "pvh"])
-@pytest.mark.parametrize(("memory", "vcpus"), [(96, 1), (1024, 2)])
+@pytest.mark.parametrize(
+    ("kind", "memory", "vcpus"), [("pv", 96, 1), ("pvh", 128, 1), ("pv", 1024, 2), ("pvh", 1024, 2)]
+)
 def test_small_and_large_guests(lab, kind, memory, vcpus):
     """With a checksum over an eighth of its memory, and a card by which it answers.
 
-    Debian's kernel takes 58 MB to be loaded. The large file has no room in dom0's memory.
+    Debian's kernel takes 58 MB to be loaded, and under PVH keeps more. The large file has no room
+    in dom0's memory.
     """
     name, more = f"size-{kind}-{memory}", (f"vcpus={vcpus}",)
     guest = Guest(lab, name, kind=kind, memory=memory, address=ADDRESS, more=more)

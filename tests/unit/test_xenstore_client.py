@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hotplug.xenstore import protocol
-from hotplug.xenstore.batch import Batch
+from hotplug.xenstore.batch import Batch, Riders
 from hotplug.xenstore.client import Client
 from hotplug.xenstore.connection import Connection
 from hotplug.xenstore.errors import ProtocolError, StoreConnectionError
@@ -604,7 +604,8 @@ def test_a_leader_does_not_wait_for_what_another_has_read(ends, peer):
 def test_a_transaction_that_was_given_up_is_never_asked_for(impatient, peer):
     """Another thread had it with its own request, and could not send that."""
     batch, connection = Batch(1), impatient._connection
-    connection.riders.add(batch, ((protocol.TRANSACTION_START, b"\0"),))
+    start = ((protocol.TRANSACTION_START, b"\0"),)
+    connection.riders.add(batch, start, protocol.NO_TRANSACTION)
     (rider,) = connection.riders.take()
     connection.riders.drop(batch)
     connection.riders.add(*rider)
@@ -612,6 +613,50 @@ def test_a_transaction_that_was_given_up_is_never_asked_for(impatient, peer):
     connection.timeout = 5.0
     assert impatient.read("a") == b"value"
     assert [kind for kind, _, _ in peer.requests()] == [protocol.READ]
+
+
+ABORTED = (protocol.TRANSACTION_END, b"F\0")
+
+
+def test_a_transaction_whose_number_comes_too_late_is_ended(impatient, peer):
+    with pytest.raises(TimeoutError), impatient.begin(with_next=True):
+        impatient.read("a")
+    impatient._connection.timeout = 5.0
+    peer.answer(1, b"7\0", protocol.TRANSACTION_START)
+    peer.answer(2, b"late")
+    peer.answer(3, b"value")
+    assert impatient.read("b") == b"value"
+    peer.answer(4, b"OK\0", protocol.TRANSACTION_END)
+    peer.answer(5, b"value")
+    assert impatient.read("c") == b"value"
+    assert [(kind, payload) for kind, _, payload in peer.requests()] == [
+        (protocol.TRANSACTION_START, b"\0"),
+        (protocol.READ, b"a\0"),
+        (protocol.READ, b"b\0"),
+        ABORTED,
+        (protocol.READ, b"c\0"),
+    ]
+
+
+def test_a_transaction_whose_number_comes_when_the_wait_is_over_is_ended(
+    impatient, peer, monkeypatch
+):
+    """Another thread reads it before this one can say that it does not wait any more."""
+    drop = Riders.drop
+
+    def late(riders, batch):
+        impatient._connection._deliver(protocol.TRANSACTION_START, 1, b"7\0")
+        drop(riders, batch)
+
+    monkeypatch.setattr(Riders, "drop", late)
+    with pytest.raises(TimeoutError), impatient.begin(with_next=True):
+        impatient.read("a")
+    impatient._connection.timeout = 5.0
+    peer.answer(2, b"late")
+    peer.answer(3, b"OK\0", protocol.TRANSACTION_END)
+    peer.answer(4, b"value")
+    assert impatient.read("b") == b"value"
+    assert ABORTED in [(kind, payload) for kind, _, payload in peer.requests()]
 
 
 def test_an_early_transaction_that_is_refused(client, script):

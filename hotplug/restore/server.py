@@ -20,6 +20,7 @@ import os
 import select
 import socket
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 NAME = "restore-server"  # in the list of processes
 NO_XEN = 3  # exit status: there is no hypervisor, or none that we know
+REST = 2.0  # seconds after the last restore until there is a worker for the next
 FAILED = 4  # exit status: workers end before they have anything to do
 
 
@@ -54,6 +56,7 @@ class Server:
         self._connect = connect
         self._ready: dict[int, Worker] = {}  # by descriptor
         self._busy: dict[int, Worker] = {}
+        self._due: float | None = None  # when there shall be one more worker, by time.monotonic()
         self._listener = listen(f"{path}.new")
         self._listener.setblocking(False)
         self._poll = select.poll()
@@ -68,7 +71,9 @@ class Server:
         self._fork()
         os.rename(f"{self._path}.new", self._path)
         while True:
-            for fd, _ in self._poll.poll():
+            if self._due is not None and time.monotonic() >= self._due:
+                self._fork()
+            for fd, _ in self._poll.poll(self._left()):
                 if fd == self._agent.fileno():
                     return 0
                 if fd == self._listener.fileno():
@@ -76,11 +81,18 @@ class Server:
                 elif not self._hear(fd):
                     return FAILED
 
+    def _left(self) -> int | None:
+        """Milliseconds until a worker is due."""
+        if self._due is None:
+            return None
+        return max(0, round((self._due - time.monotonic()) * 1000) + 1)
+
     def _hear(self, fd: int) -> bool:
         """A worker was taken, or has ended; False if it has without having been taken."""
         if fd in self._ready and self._ready[fd].socket.recv(1):
             self._busy[fd] = self._ready.pop(fd)
-            # To fork takes time that the restore should have; unless somebody else comes.
+            # To fork takes time that the restore should have, and its guest's devices after it;
+            # unless somebody else comes.
             self._poll.register(self._listener, select.POLLIN)
             return True
         if fd in self._busy:
@@ -89,12 +101,13 @@ class Server:
             ended.socket.close()
             os.waitpid(ended.pid, 0)
             if not self._ready:
-                self._fork()
+                self._due = time.monotonic() + REST
             return True
         return False
 
     def _fork(self) -> None:
         """One more that waits; meanwhile we need not look who comes."""
+        self._due = None
         with contextlib.suppress(KeyError):
             self._poll.unregister(self._listener)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

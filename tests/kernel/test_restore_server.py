@@ -31,7 +31,9 @@ PATIENCE = 20.0  # seconds; nothing here takes one
 SERVER = """
 import ctypes, os, socket, sys
 from fakes_xen import FakeXen
+from hotplug.restore import server
 from hotplug.restore.server import Server
+server.REST = float(os.environ.get("REST", "0.1"))
 class Xen(FakeXen):
     def __init__(self):
         if os.environ.get("BROKEN"):
@@ -216,6 +218,16 @@ def test_a_restore_by_a_worker(server, start):
         assert start().finish() == (0, "")
         wait_until(lambda old=first: server.workers() not in ([], [old]), "another is ready")
         (first,) = server.workers()
+
+
+def test_a_restore_has_the_machine_to_itself_until_its_guest_runs(rundir, start):
+    """Nobody is started for the next one meanwhile, unless that comes."""
+    server = Running(rundir, REST="600").wait()
+    for number in range(3):
+        assert len(server.workers()) == (number == 0)
+        assert start().finish() == (0, "")
+        wait_until(lambda: not server.workers(), "the worker has ended")
+    assert server.close() == 0
 
 
 def test_what_fails_there_is_told(server, start):

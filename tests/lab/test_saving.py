@@ -22,7 +22,8 @@ STEPS = ((STOCK, OURS), (OURS, STOCK), (OURS, OURS), (STOCK, STOCK))
 # Page tables come and go as fast as they can, on every processor. A PVH guest's are plain data to
 # a saver, and under emulation such a guest dies of a triple fault now and then when it is so busy.
 BUSY = "while :; do (head -c 3000000 /dev/zero | tail -c 1 >/dev/null); true | true; done"
-TICKS = "i=0; while :; do i=$((i+1)); echo $i >/tmp/ticks; usleep 100000; done"
+# Nobody shall read the file between its truncation and the next number.
+TICKS = "i=0; while :; do echo $((i+=1)) >/tmp/tick; mv /tmp/tick /tmp/ticks; usleep 100000; done"
 
 
 @pytest.fixture(params=["pv", "pvh"])

@@ -12,6 +12,7 @@ nothing followed the configuration in its header.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -165,8 +166,9 @@ def copy(job: Job, size: int) -> None:
 def write_full(job: Job, batch: Pages) -> None:
     """A batch with its zero pages."""
     if job.dense:
-        entries = tuple(
-            one & PFN_MASK if one >> TYPE_SHIFT == XALLOC else one for one in batch.entries
+        entries = array(
+            "Q",
+            (one & PFN_MASK if one >> TYPE_SHIFT == XALLOC else one for one in batch.entries),
         )
         full = replace(batch, entries=entries, data_pages=pages.count_data(entries))
     else:
@@ -221,7 +223,7 @@ def write_dense(job: Job, batch: Pages) -> None:
     if not job.marked:
         job.output.write(pack(record(Libxc.DENSE, DENSE_BODY)))
         job.marked = True
-    entries: list[int] = []
+    entries = array("Q")
     data: list[bytes | memoryview] = []
     rest = iter(batch.entries)
     for count, found in job.scanner.runs(batch.data_pages):
@@ -231,14 +233,14 @@ def write_dense(job: Job, batch: Pages) -> None:
             kept[index] = found is not None or not may_leave_out(entry, job.keep)
             entries.append(entry if kept[index] else entry | XALLOC << TYPE_SHIFT)
         data.append(found.tobytes() if found is not None else bytes(sum(kept) * PAGE_SIZE))
-    entries += rest
+    entries.extend(rest)
     content = b"".join(data)
     count = len(content) // PAGE_SIZE
-    job.output.write(pack(replace(batch, entries=tuple(entries), data_pages=count)))
+    job.output.write(pack(replace(batch, entries=entries, data_pages=count)))
     job.output.write(content)
 
 
-def next_with_data(rest: Iterator[int], passed: list[int]) -> int:
+def next_with_data(rest: Iterator[int], passed: array[int]) -> int:
     """The next entry that has data; those before it are put where they belong."""
     for entry in rest:
         if entry >> TYPE_SHIFT in WITH_DATA:

@@ -171,7 +171,7 @@ def pack(piece: Piece) -> bytes:
             count = len(entries)
             length = PAGES.size + 8 * count + piece.bulk
             head = RECORD.pack(Libxc.PAGE_DATA, length) + PAGES.pack(count, reserved)
-            return head + struct.pack(f"<{count}Q", *entries)
+            return head + entries.tobytes()
         case Blob(emulator, index, int(bulk)):
             return RECORD.pack(Libxl.EMULATOR_CONTEXT, IDS.size + bulk) + IDS.pack(emulator, index)
     return pack_header(piece)

@@ -57,6 +57,7 @@ class HvmGuest:
     def finish(self, types: bytearray) -> Results:  # noqa: ARG002 - as PvGuest's
         """Everything after the last record."""
         xen, domid = self._xen, self._domain.domid
+        self.memory.settle()
         found = dict(self._params)
         special = {found[index] for index in CLEARED if index in found}
         self.memory.clear(array("Q", sorted(filter(self.memory.has, special))))

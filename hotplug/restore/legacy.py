@@ -8,6 +8,7 @@ comment in Xen 4.17's tools/python/xen/migration/legacy.py, and xc_domain_save.c
 from __future__ import annotations
 
 import struct
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -283,7 +284,7 @@ def page_batch(facts: Facts, count: int) -> Parser[Pages | None]:
         return None
     if max(told) > TYPE_MASK | PFN_MASK:
         raise StreamError(f"an entry of {max(told):#x} in a batch of pages, it has only 32 bits")
-    entries = tuple((one & TYPE_MASK) << 32 | one & PFN_MASK for one in told)
+    entries = array("Q", ((one & TYPE_MASK) << 32 | one & PFN_MASK for one in told))
     if len(set(pages.pfns(entries))) != len(entries):
         raise StreamError("a pfn occurs twice in a batch of pages")
     if facts.header.guest is Guest.PV:

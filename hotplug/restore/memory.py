@@ -9,6 +9,7 @@ not what a living one gives back (populate_physmap, free_heap_pages in xen/commo
 from __future__ import annotations
 
 import errno
+from _queue import SimpleQueue  # queue's, without what that imports
 from _thread import allocate_lock, start_new_thread
 from array import array
 from dataclasses import dataclass
@@ -76,43 +77,37 @@ def sort(parts: list[Part], source: Source, *, as_hvm: bool) -> Pages:
     return found
 
 
-class Clearing:
-    """What the hypervisor clears in the background. Another processor does it, if there is one."""
+class Background:
+    """What is done beside the rest, in its order, by another processor if there is one."""
 
     def __init__(self) -> None:
-        self._idle = allocate_lock()  # held while something is done
-        self._due = allocate_lock()  # held while there is nothing to do
-        self._due.acquire()
-        self._work: Callable[[], object] | None = None
+        self._due: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._error: Exception | None = None
         self._begun = False
 
     def start(self, work: Callable[[], object]) -> None:
-        """One thing at a time."""
-        self.wait()
-        self._idle.acquire()
-        self._work = work
-        self._due.release()
+        self._due.put(work)
         if not self._begun:
             self._begun = True
             start_new_thread(self._run, ())  # a threading.Thread waits until it has begun
 
     def _run(self) -> None:
         """A thread's life: the process ends without it."""
-        while self._due.acquire():
-            work, self._work = self._work, None
+        while True:
+            work = self._due.get()
             try:
-                if work is not None:
-                    work()
+                work()
             except Exception as error:  # noqa: BLE001 - whoever waits raises it
-                self._error = error
-            finally:
-                self._idle.release()
+                self._error = self._error or error
 
     def wait(self) -> None:
-        """Until it is done; raises what went wrong with it."""
-        with self._idle:
-            error, self._error = self._error, None
+        """Until all is done; raises what went wrong first."""
+        if self._begun:
+            done = allocate_lock()
+            done.acquire()
+            self._due.put(done.release)
+            done.acquire()
+        error, self._error = self._error, None
         if error is not None:
             raise error
 
@@ -133,7 +128,7 @@ class Memory:
         self.p2m = invalid(0)
         self.populated = 0
         self.cleared = 0
-        self._clearing = Clearing()
+        self._background = Background()
 
     def grow(self, pfns: int) -> None:
         """Make room for so many pfns."""
@@ -185,13 +180,15 @@ class Memory:
         elif pages.zero:
             self.cleared += len(pages.zero)
             operations = native.operations(CLEAR_PAGE, self.frames(pages.zero))
-            self._clearing.start(lambda: self._xen.clear(self._domid, operations))
+            self._background.start(lambda: self._xen.clear(self._domid, operations))
         if pages.plain:
             self._install(pages)
+        if again:
+            self.settle()
 
     def settle(self) -> None:
-        """Wait until what is to be zero is."""
-        self._clearing.wait()
+        """Wait until what is to be zero is, and nothing of the guest is mapped any more."""
+        self._background.wait()
 
     def _reach(self, entries: array[int]) -> None:
         """Make room for the pfns of entries that get frames; the others may be anything."""
@@ -278,11 +275,14 @@ class Memory:
         return self._xen.map(self._domid, self.frames(pfns), writable=writable)
 
     def _install(self, pages: Pages) -> None:
-        """Read plain pages into the guest."""
+        """Read plain pages into the guest; they are mapped until ``settle``, perhaps."""
         for start in range(0, len(pages.plain), WINDOW):
             some = slice(start, start + WINDOW)
-            with self.map(pages.plain[some]) as window:
+            window = self.map(pages.plain[some])
+            try:
                 pages.source.read(window.address, pages.plain_places[some])
+            finally:
+                self._background.start(window.unmap)
 
     def localise(self, tables: array[int]) -> None:
         """Frames for pfns in page tables. What they point to gets a frame if it has none."""

@@ -6,6 +6,7 @@ A type is the upper nibble of an entry, as in Xen's XEN_DOMCTL_PFINFO_*, shifted
 from __future__ import annotations
 
 import struct
+from array import array
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,8 @@ def page_data(length: int, last: int | None = None) -> Parser[Pages]:
         raise StreamError(f"a batch of {count} pages, the limit is {MAX_ENTRIES}")
     if HEAD.size + 8 * count > length:
         raise StreamError(f"a batch of {count} pages in {length} bytes")
-    raw = yield 8 * count
-    entries = struct.unpack(f"<{count}Q", raw)
-    if last is not None and native.highest(raw) <= last:
+    entries = array("Q", (yield 8 * count))  # as they are in the file: x86 has no other order
+    if last is not None and native.highest(entries) <= last:
         data_pages = count  # of no special type: as good as always
     else:
         data_pages = count_data(entries)
@@ -68,7 +68,7 @@ def page_data(length: int, last: int | None = None) -> Parser[Pages]:
             f"a batch of {count} pages, {data_pages} of them with data, in {length} bytes;"
             f" it should be {expected}"
         )
-    return Pages(entries, data_pages, reserved, raw)
+    return Pages(entries, data_pages, reserved)
 
 
 def count_data(entries: Sequence[int]) -> int:

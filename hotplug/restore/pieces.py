@@ -15,11 +15,14 @@ docs/specs/libxc-migration-stream.pandoc and libxl-migration-stream.pandoc.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from hotplug.errors import HotplugError
+
+if TYPE_CHECKING:
+    from array import array
 
 PAGE_SIZE = 4096
 
@@ -171,10 +174,9 @@ class Pages:
     those entries whose type carries data, in their order.
     """
 
-    entries: tuple[int, ...]
+    entries: array[int]
     data_pages: int
     reserved: int = 0
-    raw: bytes = field(default=b"", compare=False, repr=False)  # the entries as they were read
 
     @property
     def bulk(self) -> int:

@@ -141,7 +141,7 @@ class Reader:
             self.types.extend(bytes(max(0, piece.value.end + 1 - len(self.types))))
 
     def _parts(self, pages: Pages) -> Iterator[Part]:
-        entries = array("Q", pages.raw or pages.entries)
+        entries = pages.entries
         kinds = bytearray(len(entries))
         if self._is_hvm:
             kinds[:] = entries.tobytes()[7::8].translate(KINDS)

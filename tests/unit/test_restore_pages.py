@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 
 import pytest
 import savefiles
@@ -37,7 +38,7 @@ def test_a_batch_with_every_type():
     record = savefiles.page_data(some, reserved=7)
     make, head = batch(record)
     found = refuses_every_cut(make, head).result
-    assert found == Pages(tuple(kind << 60 | 10 + kind for kind in KINDS), 9, 7)
+    assert found == Pages(array("Q", (kind << 60 | 10 + kind for kind in KINDS)), 9, 7)
     assert found.bulk == 9 * 4096 == len(record) - 8 - len(head)
     assert parse(make(), record[8:]).left == record[8 + len(head) :]
     assert pages.types(found.entries) == list(KINDS)
@@ -95,7 +96,7 @@ def test_pages_beyond_the_last():
 def test_batches_there_and_back(drawn, reserved):
     entries = tuple(kind << 60 | noise << 52 | pfn for kind, pfn, noise in drawn)
     with_data = sum(savefiles.has_data(kind) for kind, *_ in drawn)
-    made = Pages(entries, with_data, reserved)
+    made = Pages(array("Q", entries), with_data, reserved)
     data = framing.pack(made)
     kind, length = struct.unpack_from("<II", data)
     assert kind == 1

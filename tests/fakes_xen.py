@@ -110,6 +110,10 @@ class FakeXen:
             assert frame not in self.pinned
             assert frame in self.pages
             self.pages[frame] = bytes(PAGE)
+            for buffer, mapped, _ in list(self.windows.values()):
+                if frame in mapped:  # a mapping shows the frame itself
+                    at = ctypes.addressof(buffer) + mapped.index(frame) * PAGE
+                    ctypes.memset(at, 0, PAGE)
 
     def pin(self, _domid, operations):
         self._called("pin", len(operations) // OPERATION.size)

@@ -32,6 +32,9 @@ ORDER, EXTENT = 9, 512  # pages of a superpage
 ZERO = bytes(PAGE)
 CLEAR_PAGE = 16  # MMUEXT_CLEAR_PAGE
 WINDOW = 4096  # pages that are mapped at once
+# How many windows may wait to be unmapped, and batches to be cleared: a dom0 that is a PVH domain
+# itself gives a page of its own for each that it has mapped.
+WAITING = 6
 
 
 def invalid(count: int) -> array[int]:
@@ -82,14 +85,23 @@ class Background:
 
     def __init__(self) -> None:
         self._due: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()  # as many as may still be put there
+        for _ in range(WAITING):
+            self._room.put(None)
         self._error: Exception | None = None
         self._begun = False
 
     def start(self, work: Callable[[], object]) -> None:
-        self._due.put(work)
+        """It waits for its turn, and so do we if too much does."""
         if not self._begun:
+            try:
+                start_new_thread(self._run, ())  # a threading.Thread waits until it has begun
+            except RuntimeError:  # this process may have no more
+                work()
+                return
             self._begun = True
-            start_new_thread(self._run, ())  # a threading.Thread waits until it has begun
+        self._room.get()
+        self._due.put(work)
 
     def _run(self) -> None:
         """A thread's life: the process ends without it."""
@@ -99,14 +111,20 @@ class Background:
                 work()
             except Exception as error:  # noqa: BLE001 - whoever waits raises it
                 self._error = self._error or error
+            self._room.put(None)
 
     def wait(self) -> None:
         """Until all is done; raises what went wrong first."""
         if self._begun:
             done = allocate_lock()
             done.acquire()
+            self._room.get()
             self._due.put(done.release)
             done.acquire()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong so far."""
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -175,6 +193,7 @@ class Memory:
 
         If none of them has come before, they are cleared while the next ones are read.
         """
+        self._background.check()
         if again or self._is_hvm:
             self.clear(pages.zero)
         elif pages.zero:

@@ -43,6 +43,8 @@ class Tables:
     entries: array[int]
 
     def without(self, pfns: set[int]) -> Tables:
+        if pfns.isdisjoint(self.pfns):
+            return self
         kept = [index for index, pfn in enumerate(self.pfns) if pfn not in pfns]
         entries = array("Q")
         for index in kept:

@@ -13,6 +13,7 @@ two processors at once that took longer as often as not.
 from __future__ import annotations
 
 import os
+import stat
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -172,6 +173,5 @@ class Reader:
 
 def is_sparse(image: Image) -> bool:
     """Whether much of a file is holes."""
-    if image.size is None:
-        return False
-    return os.fstat(image.fd).st_blocks * 512 < SPARSE * image.size
+    status = os.fstat(image.fd)
+    return stat.S_ISREG(status.st_mode) and status.st_blocks * 512 < SPARSE * status.st_size

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 NAME = "restore-server"  # in the list of processes
 NO_XEN = 3  # exit status: there is no hypervisor, or none that we know
 REST = 2.0  # seconds after the last restore until there is a worker for the next
+ROW = 10.0  # seconds after a restore that came sooner, in which workers are there at once
 FAILED = 4  # exit status: workers end before they have anything to do
 
 
@@ -57,6 +58,7 @@ class Server:
         self._ready: dict[int, Worker] = {}  # by descriptor
         self._busy: dict[int, Worker] = {}
         self._due: float | None = None  # when there shall be one more worker, by time.monotonic()
+        self._row = 0.0  # until then restores come one after the other
         self._listener = listen(f"{path}.new")
         self._listener.setblocking(False)
         self._poll = select.poll()
@@ -77,6 +79,7 @@ class Server:
                 if fd == self._agent.fileno():
                     return 0
                 if fd == self._listener.fileno():
+                    self._row = time.monotonic() + ROW  # who came so soon is not the last
                     self._fork()
                 elif not self._hear(fd):
                     return FAILED
@@ -95,15 +98,27 @@ class Server:
             # unless somebody else comes.
             self._poll.register(self._listener, select.POLLIN)
             return True
+        if fd in self._ready:
+            return self._lost(self._ready.pop(fd))
         if fd in self._busy:
             ended = self._busy.pop(fd)
             self._poll.unregister(fd)
             ended.socket.close()
             os.waitpid(ended.pid, 0)
             if not self._ready:
-                self._due = time.monotonic() + REST
+                now = time.monotonic()
+                self._due = now if now < self._row else now + REST
             return True
         return False
+
+    def _lost(self, worker: Worker) -> bool:
+        """One has ended that waited: somebody killed it, or no worker can start here."""
+        self._poll.unregister(worker.socket)
+        worker.socket.close()
+        _, status = os.waitpid(worker.pid, 0)
+        if os.WIFSIGNALED(status):
+            self._fork()
+        return os.WIFSIGNALED(status)
 
     def _fork(self) -> None:
         """One more that waits; meanwhile we need not look who comes."""

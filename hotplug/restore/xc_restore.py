@@ -127,6 +127,10 @@ def main(argv: Sequence[str]) -> int:
         become_stock(argv)
         print(f"ERROR: {argv[0]}: {error}; set {STOCK} to Xen's own program", file=sys.stderr)
         return 1
+    try:
+        xen.domain(call.request.domid)
+    except OSError:  # a hypervisor with other calls than the libraries say
+        become_stock(argv)
     return serve(xen, call, apart())
 
 

@@ -221,13 +221,22 @@ def test_a_restore_by_a_worker(server, start):
 
 
 def test_a_restore_has_the_machine_to_itself_until_its_guest_runs(rundir, start):
-    """Nobody is started for the next one meanwhile, unless that comes."""
+    """Nobody is started for the next one meanwhile, unless that comes: then more will."""
     server = Running(rundir, REST="600").wait()
-    for number in range(3):
-        assert len(server.workers()) == (number == 0)
+    (first,) = server.workers()
+    assert start().finish() == (0, "")
+    wait_until(lambda: not server.workers(), "it has ended")
+    for _ in range(2):
         assert start().finish() == (0, "")
-        wait_until(lambda: not server.workers(), "the worker has ended")
+        wait_until(lambda: server.workers() not in ([], [first]), "another is ready")
     assert server.close() == 0
+
+
+def test_a_worker_that_is_killed_while_it_waits(server, start):
+    (first,) = server.workers()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: server.workers() not in ([], [first]), "another is there")
+    assert start().finish() == (0, "")
 
 
 def test_what_fails_there_is_told(server, start):

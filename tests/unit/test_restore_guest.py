@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
+from types import SimpleNamespace
 
 import pytest
 import savefiles
@@ -12,9 +14,10 @@ from fakes_xen import DIRT, PAGE, SHARED_INFO, FakeToolstack, FakeXen, pipe_with
 from savefiles import BROKEN, L1, NOTAB, PIN, XALLOC, XTAB, ZERO, Hvm, Page, Pv, page, record
 
 from hotplug.errors import HotplugError, RestoreError
-from hotplug.restore import pv
+from hotplug.restore import memory, pv, reading
 from hotplug.restore.guest import Request, restore
 from hotplug.restore.image import Image
+from hotplug.restore.memory import WAITING
 from hotplug.restore.pages import LAST_PFN
 from hotplug.restore.pieces import StreamError
 
@@ -229,6 +232,71 @@ def test_a_page_that_comes_again_in_one_record(tmp_path):
     assert content(xen, 14) == ZERO
     assert content(xen, 8) == page(8)
     assert content(xen, 6) == ZERO
+
+
+class SlowXen(FakeXen):
+    """What is done beside the rest takes its time."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0  # windows at once
+
+    def clear(self, domid, operations):
+        time.sleep(0.05)
+        super().clear(domid, operations)
+
+    def map(self, domid, frames, *, writable=True):
+        window = super().map(domid, frames, writable=writable)
+        self.most = max(self.most, len(self.windows))
+        return window
+
+    def unmap(self, window):
+        time.sleep(0.005)
+        super().unmap(window)
+
+
+def test_a_page_that_comes_again_while_it_is_cleared():
+    guest = Pv()
+    one = savefiles.page_data([Page(NOTAB, 13, page(77))])
+    guest.parts = {"pages": guest.usual()["pages"] + one}
+    xen = SlowXen()
+    with pipe_with(guest.stream()) as pipe:  # of which each record is a batch of its own
+        restore(xen, Image(pipe, "the image"), REQUEST, FakeToolstack())
+    assert content(xen, 13) == page(77)
+
+
+def test_windows_do_not_pile_up():
+    memory = savefiles.pv_memory() + [Page(NOTAB, pfn, page(pfn)) for pfn in range(16, 80)]
+    xen = SlowXen()
+    parts = {"p2m": savefiles.p2m_frames(80)}
+    with pipe_with(Pv(memory=memory, batch=1, parts=parts).stream()) as pipe:
+        restore(xen, Image(pipe, "the image"), REQUEST, FakeToolstack())
+    assert 2 <= xen.most <= WAITING + 2  # one is being unmapped, one is being filled
+    assert all(content(xen, pfn) == page(pfn) for pfn in range(16, 80))
+
+
+def test_a_process_that_may_have_no_thread(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(memory, "start_new_thread", refuse)
+    xen, _, _, _ = restored(Pv().stream(), tmp_path)
+    assert_pv(xen, Pv(), 8)
+    assert DIRT not in xen.pages.values()
+
+
+def test_a_block_device_has_no_holes(tmp_path, monkeypatch):
+    """It has no blocks either, that stat would tell of."""
+    path = tmp_path / "image"
+    path.write_bytes(Pv().stream())
+    as_it_is = os.stat(path)
+    device = SimpleNamespace(st_mode=0o60600, st_blocks=0, st_size=0)
+    with path.open("rb", buffering=0) as file:
+        image = Image(file.fileno(), "the image")
+        monkeypatch.setattr(os, "fstat", lambda _: device)
+        assert not reading.is_sparse(image)
+        monkeypatch.setattr(os, "fstat", lambda _: as_it_is)
+        assert not reading.is_sparse(image)
 
 
 @pytest.mark.parametrize("kind", [XTAB, BROKEN])

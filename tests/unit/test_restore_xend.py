@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -346,6 +347,28 @@ def test_a_xen_that_is_not_known(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("ERROR: ")
     assert "set XEN_HOTPLUG_STOCK_XC_RESTORE to Xen's own program" in done.stderr
+
+
+def test_a_xen_with_other_calls(tmp_path, monkeypatch):
+    """Its libraries are known, and it refuses what they ask for."""
+
+    class Other(FakeXen):
+        def domain(self, _domid):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    became = []
+    monkeypatch.setenv(xc_restore.STOCK, "/usr/lib/xen/xc_restore")
+    monkeypatch.setattr(xc_restore, "Xen", Other)
+    monkeypatch.setattr(xc_restore, "apart", lambda: 1)
+    monkeypatch.setattr(os, "execve", lambda path, argv, _: became.append((path, argv)))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    (tmp_path / "image").write_bytes(Pv().stream())
+    with (tmp_path / "image").open("rb") as file:
+        number = file.fileno()
+        assert xc_restore.main(["xc_restore", str(number), *WORDS]) == 1
+        assert file.tell() == 0
+    stock = "/usr/lib/xen/xc_restore"
+    assert became == [(stock, [stock, str(number), *WORDS])]
 
 
 def test_xens_own_program_does_it(tmp_path):

@@ -76,9 +76,9 @@ lab-shell: venv $(BUILD)/lab-packages  ## a console of its dom0
 
 .PHONY: lab-matrix
 lab-matrix:  ## lab-test and lab-bench on every release
-	for release in 4.17 4.20; do \
-		XEN=$$release $(MAKE) lab-test lab-bench || exit 1; \
-	done
+	status=0; for release in 4.17 4.20; do for target in lab-test lab-bench; do \
+		$(MAKE) XEN=$$release $$target || status=1; \
+	done; done; exit $$status
 
 .PHONY: soak
 soak: venv $(BUILD)/test-packages  ## the long random run (as root)

@@ -6,7 +6,8 @@ that ``xen-hotplug install`` has put aside, and no agent runs meanwhile. What li
 memory is Xen's own in both, but in the cases that are about it. Compare the two columns of one run
 with each other: emulation makes processes dearer than hardware does.
 
-build/bench/lab.json (lab-4.20.json for another release than the default) holds
+build/bench/lab.json (lab-4.20.json for another release than the default; lab-core.json and
+lab-memory.json for a part) holds
 
     machine   xen, kernel (dom0's), rounds
     note      which part of ours is still a stock script
@@ -309,7 +310,8 @@ def main() -> int:
     parser.add_argument("--memory", action="store_true", help="save helpers, and the whole")
     options = parser.parse_args()
     release = chosen()
-    name = "lab.json" if release.xen == "4.17" else f"lab-{release.xen}.json"
+    part = "-core" * options.core or "-memory" * options.memory
+    name = f"lab{part}.json" if release.xen == "4.17" else f"lab-{release.xen}{part}.json"
     path = TREE / "build" / "bench" / name
     try:
         with Machine(image(release)) as machine:

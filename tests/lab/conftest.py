@@ -26,8 +26,9 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         for name in ("host", "bare_lab"):
             machine = item.funcargs.get(name)
-            if isinstance(machine, Machine) and machine.is_on:
-                report.sections.append((f"logs of {name}", machine.logs()))
+            if isinstance(machine, Machine):
+                said = machine.logs() if machine.is_on else machine.serial()
+                report.sections.append((f"logs of {name}", said))
     return report
 
 

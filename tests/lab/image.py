@@ -103,8 +103,6 @@ def build_base(release: Release) -> Path:
     base = BUILD / f"base-{release.xen}-{key}"
     if base.exists():
         return base
-    for stale in BUILD.glob(f"base-{release.xen}-*"):
-        shutil.rmtree(stale)
     say(f"building a dom0 with Xen {release.xen} from Debian {release.suite}: a minute or two")
     new = BUILD / f"new-{release.xen}"
     shutil.rmtree(new, ignore_errors=True)
@@ -129,6 +127,8 @@ def build_base(release: Release) -> Path:
     run("truncate", "-s", DISK_SIZE, new / "root.img")
     run("mkfs.ext4", "-qF", "-d", rootfs, new / "root.img")
     shutil.rmtree(rootfs)
+    for stale in BUILD.glob(f"base-{release.xen}-*"):
+        shutil.rmtree(stale)
     new.rename(base)
     return base
 
@@ -159,11 +159,13 @@ def build_payload(release: Release, base: Path) -> Path:
     if payload.exists() and stamp.exists() and stamp.read_text() == key:
         return payload
     say("installing the project for dom0")
+    stamp.unlink(missing_ok=True)  # until all is there
     tree = BUILD / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     # As a package for another machine is made: its interpreter is Debian's.
     run("make", "install", f"DESTDIR={tree}", "INTERPRETER=/usr/bin/python3", cwd=TREE)
-    with tarfile.open(payload, "w") as archive:
+    new = BUILD / "new-payload.tar"  # the old one may be in use: it stays what it is
+    with tarfile.open(new, "w") as archive:
         archive.add(tree, arcname=".")
         for path in sorted((LAB / "dom0").iterdir()):
             if path.is_file():
@@ -173,7 +175,9 @@ def build_payload(release: Release, base: Path) -> Path:
             entry = tarfile.TarInfo(f"srv/{name}.gz")
             entry.size = len(packed)
             archive.addfile(entry, io.BytesIO(packed))
-    payload.with_suffix(".gz").write_bytes(packed)
+    new.with_suffix(".gz").write_bytes(packed)
+    new.with_suffix(".gz").rename(payload.with_suffix(".gz"))
+    new.rename(payload)
     stamp.write_text(key)
     return payload
 

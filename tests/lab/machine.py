@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -11,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from lab.image import BUILD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +27,8 @@ MORE = 30.0  # seconds for dom0's own limit to strike first
 MEMORY = "6G"
 DOM0_MEMORY = "2G"
 SCRATCH = 32 << 20  # bytes of a block device for guests
-DRIVE = "if=virtio,format=raw,cache=unsafe,snapshot=on"  # written to, and forgotten at the end
+# Written to, and forgotten at the end. If there is no room for it dom0 is told so.
+DRIVE = "if=virtio,format=raw,cache=unsafe,snapshot=on,werror=report"
 # With -cpu max dom0 dies in its first instructions: Xen 4.17 and SMAP do not agree in emulation.
 CPU = "qemu64,+svm,+npt"
 XEN_OPTIONS = (
@@ -62,14 +67,16 @@ class Machine:
     ) -> None:
         self.image = image
         self._interactive = interactive  # Xen's console is our terminal
-        self._directory = tempfile.TemporaryDirectory(prefix="lab-")
+        sweep()
+        self._directory = tempfile.TemporaryDirectory(prefix=f"run-{os.getpid()}-", dir=BUILD)
         self._log = Path(self._directory.name) / "serial.log"
         self._pending = b""
         self._broken = ""  # how it failed us
         self._channel: socket.socket | None = None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path = str(Path(self._directory.name) / "channel")
-        listener.bind(path)
+        # A name that takes no room: a socket's path must be short. It is gone when we are.
+        path = f"xen-hotplug-lab-{os.getpid()}-{id(self):x}"
+        listener.bind(f"\0{path}")
         listener.listen(1)
         self._log.touch()
         with self._log.open("wb") as log:
@@ -78,16 +85,25 @@ class Machine:
                 stdin=None if interactive else subprocess.DEVNULL,
                 stdout=None if interactive else log,
                 stderr=None if interactive else subprocess.STDOUT,
+                env={**os.environ, "TMPDIR": self._directory.name},  # for what is written to disks
             )
         try:
-            listener.settimeout(BOOT_SECONDS)
-            self._channel, _ = listener.accept()
+            self._channel = self._accept(listener)
             self._wait_until_up()
         except BaseException:
             self.close()
             raise
         finally:
             listener.close()
+
+    def _accept(self, listener: socket.socket) -> socket.socket:
+        """QEMU connects before it does anything else."""
+        listener.settimeout(0.2)
+        give_up = time.monotonic() + BOOT_SECONDS
+        while self.is_on and time.monotonic() < give_up:
+            with contextlib.suppress(TimeoutError):
+                return listener.accept()[0]
+        raise LabError(f"QEMU does not start:\n{self.serial()[-3000:]}")
 
     def _command(self, channel: str, options: Sequence[str]) -> list[str]:
         base = self.image.base
@@ -106,7 +122,7 @@ class Machine:
             *("-kernel", str(base / "xen"), "-append", XEN_OPTIONS),
             *("-initrd", f"{base / 'vmlinuz'} {linux},{self.image.ramdisk}"),
             *(word for drive in drives for word in ("-drive", f"file={drive},{DRIVE}")),
-            *("-chardev", f"socket,id=lab,path={channel}", "-device", "virtio-serial"),
+            *("-chardev", f"socket,id=lab,path={channel},abstract=on", "-device", "virtio-serial"),
             *("-device", "virtserialport,chardev=lab,name=xen-hotplug.lab"),
         ]
 
@@ -147,7 +163,11 @@ class Machine:
 
     def _send(self, **request: object) -> None:
         self._channel.settimeout(COMMAND_SECONDS)
-        self._channel.sendall(json.dumps(request).encode() + b"\n")
+        try:
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            self._broken = f"the machine is gone: {error}"
+            raise LabError(f"{self._broken}\n{self.serial()[-3000:]}") from error
 
     def dom0(self, command: str, limit: float = COMMAND_SECONDS) -> Result:
         """Run a shell command in dom0."""
@@ -194,7 +214,7 @@ class Machine:
                 self._channel.settimeout(left)
                 try:
                     data = self._channel.recv(1 << 20)
-                except TimeoutError:
+                except OSError:  # too late, or QEMU is gone
                     data = b""
             if not data:
                 self._broken = problem
@@ -217,6 +237,13 @@ class Machine:
         except (LabError, OSError) as error:
             parts.append(f"dom0 does not answer: {error}")
         return "\n".join(parts)
+
+
+def sweep() -> None:
+    """Remove what runs left behind that were killed."""
+    for folder in BUILD.glob("run-*-*"):
+        if not Path(f"/proc/{folder.name.split('-')[1]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 LOGS = """

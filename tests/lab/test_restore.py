@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from lab import hotplug
 from lab.guests import Guest
 
 OURS = "LIBXL_SAVE_HELPER=/usr/local/lib/xen-hotplug/libxl-save-helper"
-WORKERS = "pgrep -x restore-worker | sort"
+WORKERS = "pgrep -x restore-worker"
 # The one that has libxl's pipe.
 AT_WORK = (
     "for pid in $(pgrep -x restore-worker); do"
@@ -43,9 +45,10 @@ def test_a_guest_is_as_it_was(lab, saved):
     lab.do("xen-hotplug savefile compact /tmp/full.save /tmp/sparse.save")
     lab.do("xen-hotplug savefile compact --dense /tmp/full.save /tmp/dense.save")
     for form in ("full", "sparse", "dense"):
-        before = lab.do(WORKERS)
+        lab.wait_for(WORKERS, "a worker is there")
+        before = lab.do(WORKERS).strip()
         restore(lab, f"/tmp/{form}.save")
-        assert lab.do(WORKERS) != before, "the worker that did it has ended, and another is there"
+        lab.wait_for(f"[ $({WORKERS}) != {before} ]", "it has done this, and another is there")
         assert guest.run("sha256sum /tmp/noise") == digest
         assert guest.run("grep -c ^processor /proc/cpuinfo") == "2"
         if form != "dense":
@@ -112,11 +115,16 @@ def test_again_and_again(lab, saved):
 @pytest.mark.long
 def test_four_at_once(lab, saved):
     """Their names are those of one guest, so each restore is given a configuration."""
-    guest, _ = saved
+    guest, digest = saved
     names = [f"four-{number}" for number in range(4)]
     for name in names:
         lab.put(f"/tmp/{name}.cfg", guest.config().replace(guest.name, name))
-    restores = [f"{OURS} xl restore /tmp/{name}.cfg /tmp/full.save >/dev/null" for name in names]
-    done = lab.dom0("\n".join(f"{one} &" for one in restores) + "\nwait; xl list", limit=300)
-    assert all(name in done.stdout for name in names), str(done)
+    restores = [
+        f"{OURS} xl restore /tmp/{name}.cfg /tmp/full.save; echo status=$?" for name in names
+    ]
+    done = lab.dom0("\n".join(f"({one}) 2>&1 &" for one in restores) + "\nwait", limit=300)
+    assert done.stdout.count("status=0") == len(names), str(done)
+    assert done.stdout.count("xen-hotplug: info: restored") == len(names), str(done)
+    for name in names:
+        assert replace(guest, name=name).run("sha256sum /tmp/noise", limit=180) == digest
     hotplug.destroy_guests(lab, "four-")

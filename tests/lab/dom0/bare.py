@@ -6,6 +6,7 @@ It knows PV and PVH guests.
 
 import os
 import sys
+from array import array
 from dataclasses import replace
 
 sys.path.append("/usr/local/lib/xen-hotplug")
@@ -40,7 +41,7 @@ with open(bare_path, "wb") as bare, open(full_path, "wb") as full:
             else:
                 kept.append(page)
                 zeroed.append(page)
-        bare.write(framing.pack(replace(piece, entries=tuple(entries), data_pages=len(kept))))
+        bare.write(framing.pack(replace(piece, entries=array("Q", entries), data_pages=len(kept))))
         bare.writelines(kept)
         full.write(framing.pack(piece))
         full.writelines(zeroed)

@@ -4,7 +4,7 @@ The key ``bridge`` says which, and in which VLANs: ``NAME[.TAG][:VLAN[:VLAN...]]
 an access port; without, a trunk port of these VLANs, or of all. What the switch itself is told of
 the guest (``xen-vm-name``, ``xen-vm-uuid``, ``attached-mac``) is for its controllers.
 
-Frames in the switch pass no netfilter hook of the kernel, so no firewall of this host sees them.
+Frames in the switch pass neither a bridge of the kernel nor its routing, where our filters are.
 ``ip`` limits nothing here, as it never did, which is noted; where the configuration wants every
 guest held to its addresses, a card on the switch is refused.
 """

@@ -2,7 +2,7 @@
 
 A uevent may come before its backend is ready, so what is asked for waits for that in the device's
 turn. While we listen there is a file that says so, and the udev rules do nothing then. What
-happened while nobody listened is found in the store.
+happened while nobody listened is found in the store, and among the links.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,16 @@ class UdevHost:
             for action in (wish.action, *last):
                 for event in udev.events_for({**wish.variables, "ACTION": action.value}):
                     self._queue(event)
+        for _, name in socket.if_nameindex():
+            self._look_at_link(name)
+
+    def _look_at_link(self, name: str) -> None:
+        """The store does not know of the taps of emulated cards: those that are no ports yet."""
+        event = {"SUBSYSTEM": udev.LINKS, "INTERFACE": name, "ACTION": Action.ADD.value}
+        for found in udev.events_for(event):
+            link = self._agent.host.links.find(name)
+            if link is not None and not link.master:
+                self._queue(found)
 
     def _queue(self, event: Event) -> None:
         agent = self._agent

@@ -108,6 +108,10 @@ class Host:
         return not any(map(store.exists, paths))
 
 
+def is_port(host, name):
+    return host.net.links()[name].get("master") == "xenbr0"
+
+
 @pytest.fixture
 def host(tmp_path):
     with netns() as net, make_place() as place:
@@ -238,6 +242,20 @@ def test_events_that_were_lost(host, tmp_path):
     wait_for_end(host, lost, backend)
 
 
+def test_a_tap_that_came_while_nobody_listened(host):
+    host.start()
+    backend = host.card()
+    wait_for_status(backend)
+    host.agent.kill()
+    tap = f"{backend.link}-emu"
+    host.net.add_tap(tap)
+    host.start()
+    wait_for(lambda: is_port(host, tap), "the tap is a port")
+    host.net.ip("link", "del", "dev", tap)
+    host.detach(backend)
+    wait_for_end(host, backend)
+
+
 def test_a_toolstack_that_runs_the_scripts_itself(host, tmp_path):
     """``libxl/disable_udev``: nothing is done for any event."""
     host.place.store.write("/local/domain/0/libxl/disable_udev", "1")
@@ -256,12 +274,8 @@ def test_the_tap_of_an_emulated_card(host):
     backend = Guest(host.place.store).card(keys={"type": "vif_ioemu"})
     host.net.add_tap(f"{backend.link}-emu")
     host.net.add_tap("tap5.0")
-
-    def has_bridge(name):
-        return host.net.links()[name].get("master") == "xenbr0"
-
-    wait_for(lambda: has_bridge(f"{backend.link}-emu"), "the tap is a port")
-    assert not has_bridge("tap5.0")
+    wait_for(lambda: is_port(host, f"{backend.link}-emu"), "the tap is a port")
+    assert not is_port(host, "tap5.0")
     assert backend.read("hotplug-status") == b""
     runner = Runner("agent", host.place, agent=host.agent, launcher=host.net.launcher)
     assert runner.tap(backend, "remove").status == 0

@@ -96,6 +96,11 @@ def jumbo_frames(guest, bridge):
     assert reaches(guest, f"{NET}.1", "-s 8900")
     detach(guest)
     machine.do(f"ip link set {bridge} mtu 1500")
+    attach(guest, f"bridge={bridge} mtu=8000", f"{NET}.2/24")
+    domid = machine.call("guests")[guest.name]
+    assert machine.do(f"cat /sys/class/net/vif{domid}.1/mtu") == "8000\n"
+    assert machine.do(f"xenstore-read /local/domain/{domid}/device/vif/1/mtu") == "8000\n"
+    detach(guest)
 
 
 def a_name_of_its_own(guest, bridge):
@@ -135,21 +140,46 @@ def become(guest, mac):
 
 
 def test_routed_and_natted_guests(lab):
-    """Cards that are no bridge's ports: dom0 routes to them."""
-    guest = Guest(lab, "remote", address="10.99.0.2")
-    guest.start()
-    attach(guest, "script=vif-route ip=10.96.0.2 gatewaydev=xenbr0", "10.96.0.2/32")
-    guest.run("ip route add 10.99.0.1 dev eth1 src 10.96.0.2")
-    assert reaches(guest, "10.99.0.1", "-I 10.96.0.2")
-    domid = lab.call("guests")["remote"]
-    assert f"10.96.0.2 dev vif{domid}.1" in lab.do("ip route")
-    lab.do("busybox ping -c 2 -W 3 10.96.0.2")
-    detach(guest)
-    assert "10.96.0.2" not in lab.do("ip route")
+    """Cards that are no bridge's ports: dom0 routes to them, and between them."""
+    guests = [Guest(lab, f"remote-{n}", address=f"10.99.0.{n}") for n in (2, 3)]
+    for guest in guests:
+        guest.start()
+    lab.do("sysctl -qw net.ipv4.ip_forward=1")
+    routed_to(lab, *guests)
+    natted(lab, *guests)
+    lab.do("sysctl -qw net.ipv4.ip_forward=0")
+    for guest in guests:
+        guest.destroy()
 
-    attach(guest, "script=vif-nat", f"10.{domid // 256}.{domid % 256}.2/16", number=1)
-    router = f"10.{domid // 256}.{domid % 256}.129"
-    assert router in lab.do(f"ip addr show dev vif{domid}.1")
-    assert reaches(guest, router)
-    detach(guest)
-    guest.destroy()
+
+def routed_to(lab, *guests):
+    addresses = [f"10.96.0.{number}" for number in range(2, 2 + len(guests))]
+    for guest, address in zip(guests, addresses, strict=True):
+        attach(guest, f"script=vif-route ip={address} gatewaydev=xenbr0", f"{address}/32")
+        for other in {"10.99.0.1", *addresses} - {address}:
+            guest.run(f"ip route add {other} dev eth1 src {address}")
+        domid = lab.call("guests")[guest.name]
+        assert f"{address} dev vif{domid}.1" in lab.do("ip route")
+        lab.do(f"busybox ping -c 2 -W 3 {address}")
+        assert reaches(guest, "10.99.0.1", f"-I {address}")
+    assert reaches(guests[0], addresses[1], f"-I {addresses[0]}")
+    assert reaches(guests[1], addresses[0], f"-I {addresses[1]}")
+    for guest in guests:
+        detach(guest)
+    assert "10.96.0." not in lab.do("ip route")
+
+
+def natted(lab, *guests):
+    addresses = []
+    for guest in guests:
+        domid = lab.call("guests")[guest.name]
+        network = f"10.{domid // 256}.{domid % 256}"
+        attach(guest, "script=vif-nat", f"{network}.2/16", number=1)
+        router = f"{network}.129"
+        assert router in lab.do(f"ip addr show dev vif{domid}.1")
+        assert reaches(guest, router)
+        addresses.append(f"{network}.2")
+    assert reaches(guests[0], addresses[1])
+    assert reaches(guests[1], addresses[0])
+    for guest in guests:
+        detach(guest)

@@ -51,9 +51,11 @@ def stop_agent(machine: Machine, number: int = signal.SIGTERM) -> None:
 
 def destroy_guests(machine: Machine, prefix: str = "") -> None:
     """All guests whose names begin so."""
-    names = [name for name in machine.call("guests") if name.startswith(prefix)]
-    if names:
-        machine.do(f"for name in {' '.join(names)}; do xl destroy $name; done")
+    found = machine.call("guests")
+    domids = [str(found[name]) for name in found if name.startswith(prefix)]
+    if domids:
+        each = "xl destroy $domid || ! xl list $domid || exit 1"  # it may be going just now
+        machine.do(f"for domid in {' '.join(domids)}; do {each}; done")
 
 
 def refuse_leaks(machine: Machine) -> None:

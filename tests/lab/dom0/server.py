@@ -105,12 +105,12 @@ def store():
 
 
 def guests():
-    """Every domain but dom0: its id by its name."""
+    """Every domain but dom0: its id by its name, or by that once more if it has none."""
     found = {}
     for domid in store().directory("/local/domain") or ():
-        name = store().read(f"/local/domain/{domid}/name")
-        if domid != "0" and name:
-            found[name.decode()] = int(domid)
+        if domid != "0":
+            name = store().read(f"/local/domain/{domid}/name")
+            found[name.decode() if name else domid] = int(domid)
     return found
 
 

@@ -315,7 +315,9 @@ def _installation(commands: argparse._SubParsersAction[argparse.ArgumentParser])
             (
                 "Puts the stock scripts and Xen's libxl-save-helper back as they were, removes"
                 " ours, and stops the agent."
-                " Guests keep running; the stock scripts detach what ours attached."
+                " Guests keep running; the stock scripts detach what ours attached. Cards are no"
+                " longer held to their addresses, and rules in iptables' FORWARD become those of"
+                " the stock scripts."
             ),
         ),
     ):

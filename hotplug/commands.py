@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hotplug import aside, config, disks
@@ -26,7 +27,7 @@ from hotplug.kernel.loop import KernelLoops
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from hotplug.config import Config
     from hotplug.ports import Host
@@ -52,16 +53,26 @@ def installation(arguments: argparse.Namespace) -> int:
     from hotplug import dropins  # noqa: PLC0415 - run once in a host's life
     from hotplug import installation as module  # noqa: PLC0415
 
-    change = module.install if arguments.action == "install" else module.uninstall
     folder = os.path.abspath(arguments.scripts or dropins.FOLDER)
     ours = our_scripts()
     helper = os.path.join(os.path.dirname(ours), module.HELPER)
     helpers = [] if arguments.scripts or arguments.no_helper else module.save_helpers(helper)
+    change = module.install if arguments.action == "install" else uninstall(arguments)
     for line in change(
         folder, ours, helpers, dry_run=arguments.dry_run, unit=not arguments.no_unit
     ):
         print(line)
     return 0
+
+
+def uninstall(arguments: argparse.Namespace) -> Callable[..., Iterator[str]]:
+    """With what ours has set for cards, unless it is to be the scripts alone."""
+    from hotplug import cardfilters, installation  # noqa: PLC0415 - run once in a host's life
+
+    if arguments.scripts:
+        return installation.uninstall
+    found = partial(cardfilters.leavings, cardfilters.rundir(), dry_run=arguments.dry_run)
+    return partial(installation.uninstall, leavings=found)
 
 
 def savefile(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,8 @@ each is made and told, one line each. The agent comes first and goes last, for o
 slower without it. What is done to one script is in ``dropins.py``.
 
 What guests have attached stays: the service has KillMode=process, the stock ``block remove``
-detaches the device that ours wrote to ``node``, and ours takes back what stock attached.
+detaches the device that ours wrote to ``node``, and ours takes back what stock attached. What no
+stock script would ever take back goes at the very end, when no agent is left to set it again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
+    Leavings: TypeAlias = "Callable[[], tuple[list[Change], list[str]]]"  # to undo, and to say
     Helpers: TypeAlias = Sequence[tuple[str, str]]  # where each belongs, and ours
 
 SYSTEMD = "/run/systemd/system"  # there if systemd is process 1: sd_booted(3)
@@ -84,8 +86,18 @@ def install(
             yield "already installed"
 
 
+def nothing() -> tuple[list[Change], list[str]]:
+    return [], []
+
+
 def uninstall(
-    folder: str, ours: str, helpers: Helpers = (), *, dry_run: bool = False, unit: bool = True
+    folder: str,
+    ours: str,
+    helpers: Helpers = (),
+    *,
+    dry_run: bool = False,
+    unit: bool = True,
+    leavings: Leavings = nothing,
 ) -> Iterator[str]:
     """Put the stock scripts back; the lines that tell what changed."""
     with locked(folder, dry_run=dry_run):
@@ -95,7 +107,10 @@ def uninstall(
         if unit and os.path.isdir(SYSTEMD):
             changes += stop_changes(find_units())
         yield from perform(changes, dry_run=dry_run)
-        if not changes:
+        left, remarks = leavings()
+        yield from perform(left, dry_run=dry_run)
+        yield from remarks
+        if not changes and not left:
             yield "not installed"
 
 

@@ -46,6 +46,8 @@ HOOKS = {abi.NFPROTO_BRIDGE: abi.NF_BR_PRE_ROUTING}  # of the others it is NF_IN
 PRIORITY = -450  # before fragments are put together (-400) and connections are tracked (-200)
 USE = 3  # what a table has without chains of links: the set, the map and the hook
 LAYER3 = (abi.NFPROTO_INET, abi.NFPROTO_IPV4)  # the second if the kernel has not the first
+ALL = (abi.NFPROTO_BRIDGE, *LAYER3)
+FAMILIES = {abi.NFPROTO_BRIDGE: "bridge", abi.NFPROTO_INET: "inet", abi.NFPROTO_IPV4: "ip"}
 ATTEMPTS = 10  # of a transaction that others come in the way of
 MEANWHILE = (*(errno.EAGAIN, errno.EINTR, errno.ERESTART), errno.EBUSY, errno.EEXIST, errno.ENOENT)
 
@@ -85,7 +87,7 @@ class Guards:
 
     def unguard(self, link: str) -> None:
         """Forget a link, guarded or not."""
-        self._remove(link, (abi.NFPROTO_BRIDGE, *LAYER3))
+        self._remove(link, ALL)
 
     def guarded(self) -> list[str]:
         names: set[str] = set()
@@ -93,6 +95,19 @@ class Guards:
             for answer in self._listed(Table(family, TABLE)):
                 names.update(names_in(answer))
         return sorted(names)
+
+    def tables(self) -> list[str]:
+        """The families in which there is a table of ours, as nft(8) calls them."""
+        return [FAMILIES[table.family] for table in self._there(ALL, TABLE)]
+
+    def clear(self) -> None:
+        """Delete our tables with all that is in them: no link is guarded any more."""
+        for _ in range(ATTEMPTS):
+            there = self._there(ALL, TABLE)
+            if not there:
+                return
+            self._commit(TABLE, [table.whole(abi.NFT_MSG_DELTABLE) for table in there])
+        raise crowded(TABLE)
 
     def _install(self, link: str, allowance: Allowance, layer3: int) -> int | None:
         """None if it is done; the family that the kernel does not have; OSError."""
@@ -190,7 +205,7 @@ class Guards:
 
     def _clear(self) -> None:
         """Delete the tables that have no links any more; those of bridge are in the others too."""
-        tables = [Table(family, TABLE) for family in (abi.NFPROTO_BRIDGE, *LAYER3)]
+        tables = [Table(family, TABLE) for family in ALL]
         found = self._channel.look([table.whole(abi.NFT_MSG_GETTABLE) for table in tables])
         for table, answer in zip(tables, found, strict=True):
             if answer is None:

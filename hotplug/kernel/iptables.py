@@ -11,6 +11,8 @@ bridge (br_nf_pre_routing, net/bridge/br_netfilter_hooks.c); elsewhere nothing i
 - Each rule has a comment that names the link. What is there with it is replaced, by one transaction
   of iptables-restore; so repeating changes nothing, and nothing is left of other words.
 - iptables-save writes a rule with -A, from the words that iptables-restore takes with -D.
+- The stock script deletes by the words of a rule, one of those that let in with one of those that
+  let out, and gives up where the second is missing. So it has as many of these as of those.
 - iptables-restore reads from a file, not from a pipe of ours: an open file without a name.
 """
 
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from hotplug.ports import Deadline, Locks, Programs
 
@@ -31,6 +33,7 @@ LOCK = "iptables"
 BRIDGE_NETFILTER = "/proc/sys/net/bridge"
 BRIDGE_OF = "/sys/class/net/{}/brport/bridge/bridge"
 NAME = re.compile(r"\w[\w.@-]*", re.ASCII)  # a + at its end, for one, would mean many links
+TAG = re.compile(r' -m comment --comment "xen-hotplug ([^"\\]+)"')  # as iptables-save writes it
 DHCP = "-p udp -m udp --sport 68 --dport 67"
 
 
@@ -42,6 +45,15 @@ class Tool:
     switch: str  # its file below /proc/sys/net/bridge, and with nf_ in the place of bridge-nf-
     configuration: str  # the match of what every guest may say to get its address
     colon: bool  # whether its addresses have one
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What makes rules of ours the stock script's, in the words of iptables-restore."""
+
+    tool: Tool
+    changes: tuple[str, ...]
+    kept: tuple[str, ...]  # links whose rules stay ours
 
 
 TOOLS = (
@@ -76,6 +88,23 @@ class Forward:
         """The link may be no port any more, and bridge netfilter have been switched off."""
         for tool in TOOLS if os.path.exists(BRIDGE_NETFILTER) else ():
             self._replace(tool, link, [], deadline)
+
+    def handing_over(self, deadline: Deadline) -> Iterator[Handover]:
+        """What there is of ours for cards, of each family that has some."""
+        for tool in TOOLS if os.path.exists(BRIDGE_NETFILTER) else ():
+            handover = self._handover(tool, deadline)
+            if handover.changes or handover.kept:
+                yield handover
+
+    def hand_over(self, tool: Tool, deadline: Deadline) -> None:
+        """Make our rules of a family stock's, as they are now."""
+        with self._locks.hold(LOCK, deadline):
+            changes = self._handover(tool, deadline).changes
+            if changes:
+                self._restore(tool, "FORWARD", changes, deadline)
+
+    def _handover(self, tool: Tool, deadline: Deadline) -> Handover:
+        return handed_over(tool, (self._saved(tool, deadline) or "").splitlines(), is_there)
 
     def _replace(self, tool: Tool, link: str, wanted: Sequence[str], deadline: Deadline) -> None:
         if not NAME.fullmatch(link):
@@ -144,3 +173,44 @@ def rules(tool: Tool, link: str, words: Sequence[str], *, limited: bool) -> Iter
     for match in matches:
         yield f"-I FORWARD -m physdev --physdev-is-bridged --physdev-in {link} {match} {port}"
     yield f"-I FORWARD -m physdev --physdev-is-bridged --physdev-out {link} {port}"
+
+
+def handed_over(tool: Tool, saved: Sequence[str], is_there: Callable[[str], bool]) -> Handover:
+    """Our rules become stock's where they stand; those of links that are gone go.
+
+    Stock has none of IPv6, and would never delete them: they stay ours, to be told from others'.
+    """
+    lines = [line for line in saved if line.startswith("-A FORWARD ")]
+    links = [found[1] if (found := TAG.search(line)) else "" for line in lines]
+    there = {link for link in links if link and is_there(link)}
+    kept = there if tool.colon else set()
+    changes: list[str] = []
+    number = 0  # of the rule that was looked at last, in the chain as it is after the changes
+    for line, link in zip(lines, links, strict=True):
+        number += 1
+        if not link or link in kept:
+            continue
+        changes.append(f"-D{line.removeprefix('-A')}")
+        rule = TAG.sub("", line).removeprefix("-A FORWARD ")
+        copies = 0
+        if link in there:
+            ins = sum(lets_in(other, link) for other in lines)
+            copies = 1 if lets_in(line, link) else max(1, ins)
+        changes += [f"-I FORWARD {number} {rule}"] * copies
+        number += copies - 1
+    return Handover(tool, tuple(changes), tuple(sorted(kept)))
+
+
+def lets_in(line: str, link: str) -> bool:
+    """Whether a rule of ours is about what the guest sends."""
+    return is_ours(line, link) and f"--physdev-in {link} " in line
+
+
+def is_there(link: str) -> bool:
+    import socket  # noqa: PLC0415 - costs milliseconds, and disks do not come here
+
+    try:
+        socket.if_nametoindex(link)
+    except OSError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplug import cli, commands, dropins, installation
+from hotplug import cardfilters, cli, commands, dropins, installation
 from hotplug.errors import HotplugError
 
 STOCK = ("block", "block-tap", "block-common.sh")  # what the package has
@@ -609,6 +610,45 @@ def test_the_agent_comes_first_and_goes_last(systemd):
     ]
 
 
+def leavings_of(system, there):
+    """Something for cards, which is undone and told when it was."""
+    undo = functools.partial(there.remove, "tables")
+
+    def leavings():
+        seen.append((system.base / "active").exists())
+        changes = [installation.Change(name, "gone", undo) for name in there]
+        return changes, ["said at last"]
+
+    seen = []
+    return leavings, seen
+
+
+def test_what_was_set_for_cards_goes_when_no_agent_can_set_it_again(systemd):
+    there = ["tables"]
+    leavings, seen = leavings_of(systemd, there)
+    uninstall = functools.partial(systemd.uninstall, unit=True, leavings=leavings)
+    systemd.install(unit=True)
+    assert uninstall(dry_run=True)[-2:] == ["tables: would be gone", "said at last"]
+    assert there == ["tables"]
+    assert uninstall()[-3:] == [
+        *(f"{NAMES}: now stopped and disabled", "tables: now gone", "said at last")
+    ]
+    assert seen == [True, False]
+    assert uninstall() == ["said at last", "not installed"]
+
+
+def test_an_uninstall_that_ends_before_its_last_step_is_ended_by_the_next(systemd):
+    there = ["tables"]
+    leavings, _ = leavings_of(systemd, there)
+    systemd.install(unit=True)
+    paths = (str(systemd.folder), str(systemd.ours))
+    with contextlib.closing(installation.uninstall(*paths, leavings=leavings)) as lines:
+        assert f"{NAMES}: now stopped and disabled" in lines
+    assert there == ["tables"]
+    assert systemd.uninstall(unit=True, leavings=leavings) == ["tables: now gone", "said at last"]
+    assert there == []
+
+
 def test_an_agent_that_does_not_start(systemd):
     (systemd.base / "broken").touch()
     before = systemd.contents()
@@ -656,6 +696,18 @@ def test_commands(plain, capsys):
     assert stat.S_IMODE((plain.folder / "block").stat().st_mode) == 0o755
     assert cli.main(["uninstall", *options]) == 0
     assert plain.contents() == before
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_cards_are_left_alone_where_it_is_to_be_the_scripts_alone(
+    plain, capsys, monkeypatch, alone
+):
+    monkeypatch.setattr(cardfilters, "leavings", lambda _, dry_run: ([], [str(dry_run)]))
+    monkeypatch.setattr(dropins, "FOLDER", str(plain.folder))
+    monkeypatch.setattr(installation, "HELPER_FOLDERS", ())
+    options = ["--scripts", str(plain.folder)] if alone else []
+    assert cli.main(["uninstall", "--no-unit", "--dry-run", *options]) == 0
+    assert capsys.readouterr().out.splitlines() == [*([] if alone else ["True"]), "not installed"]
 
 
 def test_errors_are_sentences(plain, capfd, monkeypatch):

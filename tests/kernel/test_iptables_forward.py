@@ -77,6 +77,17 @@ class Tables:
     def accept(self, *words, link=LINK):
         self.lan.host.call(self.firewall.accept, link, words, TIME)
 
+    def hand_over(self):
+        forward = iptables.Forward(self.programs, self.locks)
+        for tool in iptables.TOOLS:
+            self.lan.host.call(forward.hand_over, tool, TIME)
+
+    def stock_deletes(self, *match, link=LINK):
+        """What frob_iptable does for each word, which dies where the second rule is missing."""
+        port = ("-D", "FORWARD", "-m", "physdev", "--physdev-is-bridged")
+        self.run("iptables", *port, "--physdev-in", link, *match, "-j", "ACCEPT")
+        self.run("iptables", *port, "--physdev-out", link, "-j", "ACCEPT")
+
     def unaccept(self, link=LINK):
         self.lan.host.call(self.firewall.unaccept, link, TIME)
 
@@ -156,6 +167,48 @@ def test_all_go_and_those_of_others_stay(host):
     assert host.rules("ip6tables") == []
     host.unaccept("vif1.00")
     assert host.rules() == before
+
+
+def test_handed_over_guests_are_heard_on_and_stock_deletes_all(lan, host):
+    host.run("iptables", "-A", "FORWARD", "-s", OTHER, "-j", "DROP")
+    before = host.rules()
+    host.accept(OWN, OTHER)
+    host.accept(link="vif2.0")
+    host.run("iptables", "-I", "FORWARD", "3", "-d", "10.7.7.7", "-j", "DROP")
+    order = [port(line) for line in host.rules()]
+    host.hand_over()
+    assert not [line for line in host.rules() if "comment" in line]
+    after = [port(line) for line in host.rules()]
+    assert list(dict.fromkeys(after)) == list(dict.fromkeys(order))
+    assert after.count(f"--physdev-out {LINK}") == 3
+    assert outside_gets(lan, OWN)
+    assert outside_gets(lan, OTHER)
+    assert not outside_gets(lan, "10.9.9.9")
+    host.hand_over()
+    assert [port(line) for line in host.rules()] == after
+    host.stock_deletes(link="vif2.0")
+    for word in (OWN, OTHER):
+        host.stock_deletes("-s", word)
+    host.stock_deletes("-p", "udp", "--sport", "68", "--dport", "67")
+    host.run("iptables", "-D", "FORWARD", "-d", "10.7.7.7", "-j", "DROP")
+    assert host.rules() == before
+
+
+def port(line):
+    """What of a rule tells whose it is."""
+    found = re.search(r"--physdev-(in|out) \S+|-[sd] \S+ -j", line)
+    return found[0] if found else line
+
+
+def test_handed_over_rules_of_cards_that_have_gone_go(host):
+    host.accept(OWN, OWN6)
+    kept = host.rules("ip6tables")
+    host.accept(OWN, OWN6, link="vif9.0")
+    host.hand_over()
+    assert {port(line) for line in host.rules()} == {
+        *(f"--physdev-in {LINK}", f"--physdev-out {LINK}")
+    }
+    assert host.rules("ip6tables") == kept
 
 
 def test_two_processes_for_a_family(host):

@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "hotplug.commands": EVERYTHING,  # cli's
     "hotplug.disks": EVERYTHING,  # cli's
     "hotplug.cards": EVERYTHING,  # cli's
+    "hotplug.cardfilters": EVERYTHING,  # cli's
     "hotplug.images": {"hotplug.restore.*", *VALUES},  # cli's
     "hotplug.image_options": set(),  # cli's
     "hotplug.aside": {"hotplug.client.child", *VALUES},  # cli's

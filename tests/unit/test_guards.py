@@ -99,6 +99,8 @@ def test_a_kernel_without_netfilter():
         guards.guard("vif1.0", LIMITED)
     guards.unguard("vif1.0")
     assert guards.guarded() == []
+    assert guards.tables() == []
+    guards.clear()
 
 
 def test_who_may_not_ask_is_told():
@@ -155,6 +157,42 @@ def test_what_is_not_there_is_not_removed():
     Guards(kernel).unguard("vif1.0")
     assert kernel.commits == []
     assert Guards(kernel).guarded() == []
+
+
+class Tables(Kernel):
+    """Has our tables of some families, until it is told otherwise."""
+
+    def __init__(self, families, **options):
+        super().__init__(**options)
+        self.there = set(families)
+
+    def look(self, messages):
+        return [b"" if message.family in self.there else None for message in messages]
+
+    def commit(self, messages):
+        refused = super().commit(messages)
+        if not refused:
+            self.there -= {message.family for message in messages}
+        return refused
+
+
+def test_all_tables_go_at_once():
+    kernel = Tables([abi.NFPROTO_BRIDGE, abi.NFPROTO_INET], refusals=[{0: errno.EAGAIN}])
+    guards = Guards(kernel)
+    assert guards.tables() == ["bridge", "inet"]
+    guards.clear()
+    assert kernel.families == [[abi.NFPROTO_INET, abi.NFPROTO_BRIDGE]] * 2
+    assert {message.kind for message in kernel.commits[-1]} == {abi.NFT_MSG_DELTABLE}
+    assert guards.tables() == []
+    guards.clear()
+    assert len(kernel.commits) == 2
+
+
+def test_tables_that_stay_are_told():
+    with pytest.raises(OSError, match="others were faster"):
+        Guards(Tables([abi.NFPROTO_IPV4], refusals=[{0: errno.EBUSY}] * ATTEMPTS)).clear()
+    with pytest.raises(PermissionError):
+        Guards(Tables([abi.NFPROTO_IPV4], refusals=[{0: errno.EPERM}])).clear()
 
 
 def test_a_batch():

@@ -6,7 +6,7 @@ import pytest
 from fakes_kernel import FakeDeadline, FakeLocks
 
 from hotplug.kernel import iptables
-from hotplug.kernel.iptables import TOOLS, is_on, is_ours, rules
+from hotplug.kernel.iptables import TOOLS, handed_over, is_on, is_ours, rules
 from hotplug.ports import Finished
 
 V4, V6 = TOOLS
@@ -110,3 +110,64 @@ def test_names_that_iptables_would_take_for_more(kernel, name):
     with pytest.raises(OSError, match="iptables cannot be told a link of this name"):
         forward.accept(name, [], FakeDeadline())
     assert programs.calls == []
+
+
+IN, OUT = (
+    f"-A FORWARD -m physdev --physdev-{way} {{}} --physdev-is-bridged" for way in ("in", "out")
+)
+COMMENT = '-m comment --comment "xen-hotplug {}" -j ACCEPT'
+
+
+def saved(link):
+    """Rules of two words, as iptables-save writes them."""
+    tag, port = COMMENT.format(link), IN.format(link)
+    return [
+        f"{OUT.format(link)} {tag}",
+        f"{port} -m udp --sport 68 --dport 67 {tag}".replace("FORWARD", "FORWARD -p udp"),
+        f"{port} {tag}".replace("FORWARD", "FORWARD -s 10.0.0.2/32"),
+    ]
+
+
+OTHERS = [
+    "-A FORWARD -i eth0 -j DROP",
+    '-A FORWARD -m comment --comment "a -m comment --comment \\"xen-hotplug web\\"" -j DROP',
+]
+
+
+def test_rules_become_stocks_where_they_stand():
+    lines = [":FORWARD DROP [0:0]", OTHERS[0], *saved("web"), "-A INPUT -j DROP", OTHERS[1]]
+    handover = handed_over(V4, lines, lambda _: True)
+    out, dhcp, word = saved("web")
+    tag = f" {COMMENT.format('web')}"
+    bare = [
+        line.replace(tag, " -j ACCEPT").removeprefix("-A FORWARD ") for line in (out, dhcp, word)
+    ]
+    assert list(handover.changes) == [
+        out.replace("-A", "-D", 1),
+        f"-I FORWARD 2 {bare[0]}",
+        f"-I FORWARD 2 {bare[0]}",  # one for each of the two that let in
+        dhcp.replace("-A", "-D", 1),
+        f"-I FORWARD 4 {bare[1]}",
+        word.replace("-A", "-D", 1),
+        f"-I FORWARD 5 {bare[2]}",
+    ]
+    assert handover.kept == ()
+
+
+def test_rules_of_cards_that_have_gone_go():
+    lines = [*saved("gone"), OTHERS[0], *saved("web")[:1]]
+    handover = handed_over(V4, lines, {"web"}.__contains__)
+    assert [line.replace("-D", "-A", 1) for line in handover.changes[:3]] == saved("gone")
+    rule = f"{OUT.format('web')} -j ACCEPT".removeprefix("-A FORWARD ")
+    assert handover.changes[4] == f"-I FORWARD 2 {rule}"
+
+
+def test_stock_has_no_rules_of_ipv6():
+    handover = handed_over(V6, [*saved("gone"), *saved("web")], {"web"}.__contains__)
+    assert [line.replace("-D", "-A", 1) for line in handover.changes] == saved("gone")
+    assert handover.kept == ("web",)
+
+
+def test_rules_of_others_are_no_handover():
+    handover = handed_over(V4, OTHERS, lambda _: True)
+    assert (handover.changes, handover.kept) == ((), ())

@@ -44,6 +44,7 @@ def offline(host: Host, event: Event) -> None:
         with vif.best_effort(problems):
             vif.release(host, vif.present(host, card, entry))
         clean(host, entry, card.role, problems)
+        filters.remove_stocks(host, card, entry, problems)
         if not problems:  # or else it is tried again when the backend is deleted
             vif.forget(entry, card.role)
         with vif.best_effort(problems):

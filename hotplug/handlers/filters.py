@@ -128,6 +128,19 @@ def remove(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
             host.firewall.unguard(name)
 
 
+def remove_stocks(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
+    """The stock script's rules of a card that leaves, if the journal does not know it.
+
+    Then it was set up before we were installed, and nobody else would ever remove them.
+    """
+    if vif.remembered(entry, card.role):
+        return
+    grace = Grace(host.deadline)
+    with vif.best_effort(problems), names.held(host, grace, given=is_renamed(card)):
+        if not names.is_taken(host, card, entry):
+            host.firewall.unaccept(card.name, grace)
+
+
 def refuse_up(host: Host, entry: Entry, role: str) -> None:
     """A link that could not be taken down stays guarded."""
     link = vif.noted(host, entry, role)

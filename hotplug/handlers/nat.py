@@ -98,6 +98,7 @@ def offline(host: Host, event: Event) -> None:
             routed.take_down(host, card, entry, problems)
             clean(host, entry, card.role, problems)
             forget_stock_guest(host, card, entry, problems)
+            filters.remove_stocks(host, card, entry, problems)
         if not problems:  # or else it is tried again when the backend is deleted
             vif.forget(entry, card.role)
         with vif.best_effort(problems):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import arrival, names, vif
+from hotplug.handlers import arrival, filters, names, vif
 from hotplug.handlers.disk import missing
 from hotplug.network import PORT_MAC, Change, SwitchPort
 
@@ -98,6 +98,7 @@ def offline(host: Host, event: Event) -> None:
             if not vif.remembered(entry, card.role) and not names.is_taken(host, card, entry):
                 host.switch.delete_port(card.name, card.mac)  # it was stock's script that added it
         clean(host, entry, card.role, problems)
+        filters.remove_stocks(host, card, entry, problems)
         with vif.best_effort(problems):
             vif.release(host, vif.present(host, card, entry))
         if not problems:  # or else it is tried again when the backend is deleted

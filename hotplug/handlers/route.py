@@ -65,6 +65,7 @@ def offline(host: Host, event: Event) -> None:
         routed.take_down(host, card, entry, problems)
         address = vif.remembered(entry, card.role, "main_ip")
         clean(host, entry, card.role, problems)
+        filters.remove_stocks(host, card, entry, problems)
         if not problems:  # or else it is tried again when the backend is deleted
             vif.forget(entry, card.role)
         with vif.best_effort(problems):

@@ -10,6 +10,8 @@ bridge (br_nf_pre_routing, net/bridge/br_netfilter_hooks.c); elsewhere nothing i
   neighbours there: all its ICMPv6 is accepted.
 - Each rule has a comment that names the link. What is there with it is replaced, by one transaction
   of iptables-restore; so repeating changes nothing, and nothing is left of other words.
+- The stock script's have no comment. Where there is none of ours, the card is one that it set up,
+  or whose rules an uninstall made stock's, and what has its very form goes with the card.
 - iptables-save writes a rule with -A, from the words that iptables-restore takes with -D.
 - The stock script deletes by the words of a rule, one of those that let in with one of those that
   let out, and gives up where the second is missing. So it has as many of these as of those.
@@ -87,7 +89,7 @@ class Forward:
     def unaccept(self, link: str, deadline: Deadline) -> None:
         """The link may be no port any more, and bridge netfilter have been switched off."""
         for tool in TOOLS if os.path.exists(BRIDGE_NETFILTER) else ():
-            self._replace(tool, link, [], deadline)
+            self._replace(tool, link, [], deadline, of_stock=True)
 
     def handing_over(self, deadline: Deadline) -> Iterator[Handover]:
         """What there is of ours for cards, of each family that has some."""
@@ -106,7 +108,15 @@ class Forward:
     def _handover(self, tool: Tool, deadline: Deadline) -> Handover:
         return handed_over(tool, (self._saved(tool, deadline) or "").splitlines(), is_there)
 
-    def _replace(self, tool: Tool, link: str, wanted: Sequence[str], deadline: Deadline) -> None:
+    def _replace(
+        self,
+        tool: Tool,
+        link: str,
+        wanted: Sequence[str],
+        deadline: Deadline,
+        *,
+        of_stock: bool = False,
+    ) -> None:
         if not NAME.fullmatch(link):
             raise OSError(errno.EINVAL, "iptables cannot be told a link of this name", link)
         with self._locks.hold(LOCK, deadline):
@@ -114,6 +124,8 @@ class Forward:
             if saved is None:
                 return
             old = [line for line in saved.splitlines() if is_ours(line, link)]
+            if of_stock and not old and not tool.colon:
+                old = [line for line in saved.splitlines() if is_stocks(line, link)]
             changes = [f"-D{line.removeprefix('-A')}" for line in old] + list(wanted)
             if changes:
                 self._restore(tool, link, changes, deadline)
@@ -164,6 +176,18 @@ def tag(link: str) -> str:
 def is_ours(line: str, link: str) -> bool:
     """Whether a line of iptables-save is a rule of a link's; quotes in others' are escaped."""
     return line.startswith("-A FORWARD ") and f'--comment "{tag(link)}"' in line
+
+
+def is_stocks(line: str, link: str) -> bool:
+    """Whether a line of iptables-save is what the stock script sets for a link."""
+    name = re.escape(link)
+    port = rf"-m physdev --physdev-in {name} --physdev-is-bridged"
+    forms = (
+        rf"(-s \S+ )?{port}",
+        rf"-p udp {port} -m udp --sport 68 --dport 67",
+        rf"-m physdev --physdev-out {name} --physdev-is-bridged",
+    )
+    return any(re.fullmatch(rf"-A FORWARD {form} -j ACCEPT", line) for form in forms)
 
 
 def rules(tool: Tool, link: str, words: Sequence[str], *, limited: bool) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pytest
 from harness.cards import assert_port, bridge_netfilter
 from harness.frames import DATA, ethernet, ipv4, udp
 from harness.lines import F_CARD, K_CARD
+from harness.run import Runner
 from harness.wires import SILENCE, socket_in
 
 IPV4 = 0x0800
@@ -119,6 +120,22 @@ def test_firewall_cleanup(card_runner, net, card, forward):
     backend.write("ip", "10.0.0.5")
     assert card_runner.offline(backend).status == 0
     assert forward() == before
+
+
+@F_CARD
+@pytest.mark.parametrize("words", ["", "10.0.0.2 10.0.0.3"])
+def test_firewall_cleanup_after_stock(card_runner, net, card, forward, words):
+    """113: nor does an offline of a card that the stock script brought online."""
+    backend, other = card(ip=words), card()
+    stock = Runner("stock", card_runner.place, launcher=card_runner.launcher)
+    assert stock.online(other).status == 0
+    before = forward()
+    assert stock.online(backend).status == 0
+    assert sum(f" {backend.link} " in rule for rule in forward()) == (6 if words else 2)
+    assert card_runner.offline(backend).status == 0
+    assert forward() == before
+    assert card_runner.offline(other).status == 0
+    assert forward() == []
 
 
 @F_CARD

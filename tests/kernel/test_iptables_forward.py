@@ -82,6 +82,12 @@ class Tables:
         for tool in iptables.TOOLS:
             self.lan.host.call(forward.hand_over, tool, TIME)
 
+    def stock_sets(self, *match, link=LINK, tool="iptables"):
+        """What frob_iptable does for each word."""
+        port = ("-I", "FORWARD", "-m", "physdev", "--physdev-is-bridged")
+        self.run(tool, *port, "--physdev-in", link, *match, "-j", "ACCEPT")
+        self.run(tool, *port, "--physdev-out", link, "-j", "ACCEPT")
+
     def stock_deletes(self, *match, link=LINK):
         """What frob_iptable does for each word, which dies where the second rule is missing."""
         port = ("-D", "FORWARD", "-m", "physdev", "--physdev-is-bridged")
@@ -209,6 +215,48 @@ def test_handed_over_rules_of_cards_that_have_gone_go(host):
         *(f"--physdev-in {LINK}", f"--physdev-out {LINK}")
     }
     assert host.rules("ip6tables") == kept
+
+
+FORMS = [(), ("-s", OWN), ("-s", "10.2.0.0/16"), ("-p", "udp", "--sport", "68", "--dport", "67")]
+
+
+def test_rules_that_stock_set_go_and_those_like_them_stay(host):
+    host.stock_sets(link="vif1.00")
+    host.stock_sets(tool="ip6tables")  # which stock never does
+    port = ("-A", "FORWARD", "-m", "physdev", "--physdev-is-bridged")
+    for more in (
+        ("--physdev-in", LINK, "-s", OWN, "-d", OUTSIDE, "-j", "ACCEPT"),
+        ("--physdev-in", LINK, "-j", "DROP"),
+        ("--physdev-in", LINK, "--physdev-out", "eth0", "-j", "ACCEPT"),
+        ("--physdev-in", LINK, "-p", "udp", "--dport", "67", "-j", "ACCEPT"),
+        ("--physdev-in", LINK, "!", "-s", OWN, "-j", "ACCEPT"),
+        ("--physdev-in", LINK, "-m", "comment", "--comment", "mine", "-j", "ACCEPT"),
+        ("--physdev-in", "vif1+", "-j", "ACCEPT"),
+        ("--physdev-in", "vif110", "-j", "ACCEPT"),  # a dot is no pattern
+    ):
+        host.run("iptables", *port, *more)
+    before, before6 = host.rules(), host.rules("ip6tables")
+    for form in FORMS:
+        host.stock_sets(*form)
+    host.unaccept()
+    assert host.rules() == before
+    assert host.rules("ip6tables") == before6
+
+
+def test_where_there_are_ours_those_like_stocks_are_the_administrators(host):
+    host.stock_sets()
+    before = host.rules()
+    host.accept(OWN)
+    host.unaccept()
+    assert host.rules() == before
+
+
+def test_handed_over_rules_go_if_ours_takes_over_again(host):
+    host.accept(OWN)
+    host.hand_over()
+    assert host.rules() != []
+    host.unaccept()
+    assert host.rules() == []
 
 
 def test_two_processes_for_a_family(host):

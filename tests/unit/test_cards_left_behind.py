@@ -16,6 +16,7 @@ from hotplug.errors import AbandonedError, BackendGoneError, HotplugError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import dhcpd, table
 from hotplug.kernel.lockfile import LockFiles
+from hotplug.network import Change
 
 FORMER, NEXT = Device("vif", 5, 0), Device("vif", 6, 0)
 MAC = "00:16:3e:00:00:05"
@@ -143,6 +144,53 @@ def test_a_name_that_the_next_guest_gets_just_now(cards, how, script):
     cards.firewall.thread.join()
     assert cards.firewall.guarded() == ["web"]
     assert cards.world.store.read(f"{NEXT}/hotplug-status") == b"connected"
+
+
+SCRIPTS = ("vif-bridge", "vif-route", "vif-nat", "vif-openvswitch")
+
+
+def unaccepted(cards):
+    """The links whose rules in FORWARD were to go."""
+    return [call[1] for call in cards.firewall.calls if call[0] == "unaccept"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", ["vif5.0", "web"])
+def test_rules_that_the_stock_script_set(cards, script, name):
+    """The journal does not know the card. Of a renamed one the link has gone already."""
+    link = cards.add(FORMER, ip="10.0.0.2", vifname="" if name == "vif5.0" else name)
+    if name == "web":
+        cards.links.remove(link)
+    cards.firewall.accepted[name] = ()
+    cards.run(Action.OFFLINE, FORMER, script)
+    assert unaccepted(cards) == [name]
+    assert cards.firewall.accepted == {}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rules_of_a_card_that_the_journal_knows_are_no_stocks(cards, script):
+    cards.firewall.filters_bridges = False
+    cards.add(FORMER, ip="10.0.0.2")
+    cards.run(Action.ONLINE, FORMER, script)
+    cards.run(Action.OFFLINE, FORMER, script)
+    assert unaccepted(cards) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rules_of_stocks_form_that_are_the_next_guests(cards, script):
+    cards.links.remove(cards.add(FORMER, ip="10.0.0.2", vifname="web"))
+    cards.links.add("web")
+    cards.run(Action.OFFLINE, FORMER, script)
+    assert unaccepted(cards) == []
+
+
+def test_iptables_that_refuses_breaks_no_removal(cards):
+    link = cards.add(FORMER)
+    cards.links.change(link, Change(up=True, master=cards.bridge.index))
+    cards.firewall.fail("unaccept", OSError(errno.EIO, "iptables refuses", "vif5.0"))
+    cards.run(Action.OFFLINE, FORMER, "vif-bridge")
+    assert (cards.links.get(link.index).up, cards.links.get(link.index).master) == (False, 0)
+    assert unaccepted(cards) == ["vif5.0"]
 
 
 def test_a_name_that_nobody_has_any_more(cards):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hotplug.ports import Entry, Host
 
 SCRIPT = "vif-bridge"
+BRIDGE = "bridge"  # in the journal, the name of the one that was found
 MAX_MTU = (1 << 31) - 1  # of any link: the kernel keeps a 32-bit number
 
 
@@ -41,6 +42,7 @@ def offline(host: Host, event: Event) -> None:
     card = vif.Vif.read(host, event)
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
+        bridge = former_bridge(host, card, entry)
         with vif.best_effort(problems):
             vif.release(host, vif.present(host, card, entry))
         clean(host, entry, card.role, problems)
@@ -48,7 +50,7 @@ def offline(host: Host, event: Event) -> None:
         if not problems:  # or else it is tried again when the backend is deleted
             vif.forget(entry, card.role)
         with vif.best_effort(problems):
-            hooks.run(host, card, {"bridge": card.bridge})
+            hooks.run(host, card, {"bridge": bridge})
     for problem in problems:
         host.note(problem)
 
@@ -76,6 +78,16 @@ def bridge_of(host: Host, card: Vif) -> Link:
     return found
 
 
+def former_bridge(host: Host, card: Vif, entry: Entry) -> str:
+    """The name of the bridge that a card belonged to, for hooks; it may be gone, or unknown."""
+    noted = vif.remembered(entry, card.role, BRIDGE)
+    if noted:
+        return noted
+    with vif.best_effort([]):  # the stock script set it up
+        return bridge_of(host, card).name
+    return card.bridge
+
+
 def only_bridge(host: Host, card: Vif) -> Link:
     bridges = host.links.bridges()
     if len(bridges) == 1:
@@ -96,7 +108,8 @@ def set_up(
     allowed = filters.allowance(host, card)
     if link.up:  # it may be renamed only while it is down; and its filters come first
         host.links.change(link, Change(up=False))
-    vif.remember(entry, card, link, SCRIPT, **{vif.UNFINISHED: 1}, **filters.facts(allowed))
+    facts: dict[str, str | int] = {BRIDGE: bridge.name, vif.UNFINISHED: 1}
+    vif.remember(entry, card, link, SCRIPT, **facts, **filters.facts(allowed))
     undo.callback(take_back, host, card, entry)
     host.links.flush_addresses(link)
     mtu = wanted_mtu(card, bridge)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hotplug.ports import Entry, Host
 
 SCRIPT = "vif-nat"
+BITS = 16  # of the network that an address is made in; only hooks see them
 TO_ROUTER = 127  # from the guest's last byte to the router's
 MAC = re.compile(r"[0-9A-Fa-f]{1,2}(:[0-9A-Fa-f]{1,2}){5}")
 
@@ -173,6 +174,7 @@ def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
 def variables(card: Vif, addresses: Addresses) -> dict[str, str]:
     """What hooks see of it, with the stock script's names."""
     return {
+        "ip": " ".join(card.ip) or f"{addresses.guest}/{BITS}",
         "router_ip": addresses.router,
         "vif_ip": addresses.guest,
         "domid": str(card.frontend_id),

@@ -62,8 +62,8 @@ def offline(host: Host, event: Event) -> None:
     card = vif.Vif.read(host, event)
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
+        address = former_address(host, card, entry)
         routed.take_down(host, card, entry, problems)
-        address = vif.remembered(entry, card.role, "main_ip")
         clean(host, entry, card.role, problems)
         filters.remove_stocks(host, card, entry, problems)
         if not problems:  # or else it is tried again when the backend is deleted
@@ -109,6 +109,16 @@ def gateway_of(host: Host, card: Vif) -> tuple[Link, str]:
         f"{card.gateway} has no IPv4 address; bring it up, or name another interface with"
         " 'gatewaydev' in the guest's configuration"
     )
+
+
+def former_address(host: Host, card: Vif, entry: Entry) -> str:
+    """What the link has of the gateway, for hooks; "" if nobody knows any more."""
+    noted = vif.remembered(entry, card.role, "main_ip")
+    if noted:
+        return noted
+    with vif.best_effort([]):  # the stock script set it up
+        return gateway_of(host, card)[1]
+    return ""
 
 
 def proxied_by(card: Vif, routing: Routing) -> list[str]:

@@ -46,6 +46,37 @@ def test_hooks_of_a_tap(card_runner, net, card, hook):
 
 
 @K_CARD
+def test_hooks_see_the_bridge_by_its_own_name(card_runner, net, card, hook):
+    """115: for all four actions, also for a card that another run set up, or none."""
+    net.add_bridge("eth7")
+    seen = hook("seen", 'echo "$command $bridge"')
+    backend, never = card(tap=True, bridge="xenbr7"), card(bridge="xenbr7")
+    assert card_runner.online(backend).status == 0
+    for action in ("add", "remove"):
+        assert card_runner.tap(backend, action).status == 0
+    assert card_runner.offline(backend).status == 0
+    assert card_runner.offline(never).status == 0
+    net.delete("eth7")
+    actions = ("online", "add", "remove", "offline", "offline")
+    assert seen() == [f"{action} eth7" for action in actions]
+
+
+@F_CARD
+def test_hooks_see_the_bridge_that_was_found(card_runner, net, card, hook):
+    """115: where none was given, and where there is a choice of several meanwhile."""
+    backend, never = card(bridge=None), card(bridge=None)
+    seen = hook("seen", 'echo "$command <$bridge>"')
+    assert card_runner.online(backend).status == 0
+    assert card_runner.offline(never).status == 0
+    net.add_bridge("br-other")
+    assert card_runner.offline(backend).status == 0
+    assert card_runner.offline(never).status == 0
+    net.delete("br-other")
+    known = ["online <xenbr0>", "offline <xenbr0>", "offline <xenbr0>"]
+    assert seen() == [*known, "offline <>"]
+
+
+@K_CARD
 def test_hooks_after_a_rename(card_runner, net, card, hook):
     """115: vif is the name that the driver gave, dev the one that the link has."""
     backend = card(vifname="renamed")

@@ -240,6 +240,20 @@ def test_nat_dhcp_needs_mac(card_runner, natted, server, mac, words):
     assert (server / "dhcp/dhcpd.conf").read_text() == CONFIGURATION
 
 
+@K_CARD
+@pytest.mark.parametrize(
+    ("ip", "known"), [(None, "10.0.77.3/16"), ("192.168.7.9", "192.168.7.9"), ("10.0.0.2/8",) * 2]
+)
+def test_nat_hooks_see_the_address(card_runner, natted, hook, ip, known):
+    """115: with its bits where it was made of the domain id, else as it was given."""
+    backend = natted(**{"frontend-id": 77, "handle": 2, "ip": ip})
+    seen = hook("seen", 'echo "$command $ip $vif_ip"')
+    assert card_runner.online(backend).status == 0
+    assert card_runner.offline(backend).status == 0
+    words = f"{known} {known.partition('/')[0]}"
+    assert seen() == [f"online {words}", f"offline {words}"]
+
+
 @F_CARD
 def test_nat_undone(card_runner, net, natted, server):
     """116: a hook that fails takes everything back, also from the DHCP server."""

@@ -159,6 +159,27 @@ def test_route_refused(card_runner, net, routed, keys, words):
     assert net.addresses(backend.link) == []
 
 
+@K_CARD
+def test_route_hooks_of_a_card_that_nobody_knows(card_runner, net, routed, hook):
+    """115: at offline too, main_ip is the address of the gateway's link."""
+    backend = routed(ip="10.0.0.2")
+    seen = hook("seen", 'echo "$command $main_ip $ipcmd $metric"')
+    assert card_runner.offline(backend).status == 0
+    assert seen() == [f"offline {OUTSIDE['eth0']} del 2"]
+
+
+@F_CARD
+def test_route_hooks_where_the_gateway_has_no_address(card_runner, net, routed, hook):
+    """115: what was set up is known; and what is not is no reason to leave the hooks out."""
+    backend, never = routed(ip="10.0.0.2"), routed()
+    assert card_runner.online(backend).status == 0
+    net.ip("address", "flush", "dev", "eth0")
+    seen = hook("seen", 'echo "$command <$main_ip>"')
+    assert card_runner.offline(backend).status == 0
+    assert card_runner.offline(never).status == 0
+    assert seen() == [f"offline <{OUTSIDE['eth0']}>", "offline <>"]
+
+
 @F_CARD
 def test_route_undone(card_runner, net, routed):
     """116: a hook that fails takes everything back, the entries on the gateway's link too."""

@@ -95,10 +95,8 @@ def handler(event: Event) -> Handler:
     if name not in SCRIPTS:
         raise HotplugError(f"{event.script}: xen-hotplug stands in for no script of this name")
     if name in CARD_SCRIPTS:
-        module = card_script(name)
-        if event.action is Action.ADD:
-            return functools.partial(add_tap, module)
-        return module.online if event.action is Action.ONLINE else module.offline
+        known = {Action.ADD: add_tap, Action.ONLINE: arrive}
+        return functools.partial(known.get(event.action, leave), name)
     if name == SCSI_SCRIPT:
         from hotplug.handlers import vscsi  # noqa: PLC0415 - few hosts have one
 
@@ -116,13 +114,40 @@ def own_handler(event: Event) -> Handler:
     return reclaim_card if event.device.kind == "vif" else block.reclaim
 
 
-def add_tap(module: CardScript, host: Host, event: Event) -> None:
+def arrive(name: str, host: Host, event: Event) -> None:
+    """A card's link arrived; what another script once made of it is undone first."""
+    module = card_script(name)
+    former = former_script(host, event)
+    if former not in ("", name):
+        from hotplug.handlers import vif  # noqa: PLC0415 - as for card_script
+
+        role = vif.role_of(event)
+        with host.journal.claim(event.device, host.deadline) as entry:
+            if vif.script_of(entry.attachment, role) == former:
+                take_back(host, entry, role, former)
+    module.online(host, event)
+
+
+def leave(name: str, host: Host, event: Event) -> None:
+    """A card's link leaves as it came: by the script that set it up, whichever is asked."""
+    card_script(former_script(host, event) or name).offline(host, event)
+
+
+def former_script(host: Host, event: Event) -> str:
+    """The script that the journal has for a card's link; "" for one that nobody knows."""
+    from hotplug.handlers import vif  # noqa: PLC0415 - as for card_script
+
+    script = vif.script_of(host.journal.peek(event.device), vif.role_of(event))
+    return script if script in CARD_SCRIPTS else ""
+
+
+def add_tap(name: str, host: Host, event: Event) -> None:
     """A tap arrived; in a driver domain it did not, as device models are elsewhere.
 
     There libxl's devd runs the scripts for it nevertheless.
     """
     if not is_elsewhere(host, event):
-        module.online(host, event)
+        arrive(name, host, event)
 
 
 def is_elsewhere(host: Host, event: Event) -> bool:
@@ -175,16 +200,21 @@ def reclaim_card(host: Host, event: Event) -> None:
     """
     from hotplug.handlers import vif  # noqa: PLC0415 - as for card_script
 
-    problems: list[str] = []
     with host.journal.claim(event.device, host.deadline) as entry:
-        attachment = entry.attachment
-        if attachment is None:
+        if entry.attachment is None:
             return
         for role in vif.unwanted(host, event.device, entry):
-            script = card_script(vif.remembered(entry, role, "script") or attachment.target)
-            with vif.best_effort(problems):
-                vif.restore(host, entry, role)
-            script.clean(host, entry, role, problems)
-            if problems:
-                raise HotplugError("; ".join(problems))
-            vif.forget(entry, role)
+            take_back(host, entry, role, vif.script_of(entry.attachment, role))
+
+
+def take_back(host: Host, entry: Entry, role: str, script: str) -> None:
+    """Undo what a script did for a card's link; HotplugError if that is not possible."""
+    from hotplug.handlers import vif  # noqa: PLC0415 - as for card_script
+
+    problems: list[str] = []
+    with vif.best_effort(problems):
+        vif.restore(host, entry, role)
+    card_script(script).clean(host, entry, role, problems)
+    if problems:
+        raise HotplugError("; ".join(problems))
+    vif.forget(entry, role)

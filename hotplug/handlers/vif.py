@@ -118,6 +118,10 @@ def is_tap(event: Event) -> bool:
     return event.parameters.get("type_if", "vif") == "tap"
 
 
+def role_of(event: Event) -> str:
+    return "tap" if is_tap(event) else "vif"
+
+
 def text_of(values: Mapping[str, bytes | None], parameters: Mapping[str, str], key: str) -> str:
     """A value of the store; where there is none, what the script was told.
 
@@ -291,6 +295,13 @@ def remembered(entry: Entry | None, role: str, key: str = "") -> str:
     attachment = entry.attachment if entry is not None else None
     facts = attachment.facts if attachment is not None else {}
     return str(facts.get(f"{role}_{key}" if key else role, ""))
+
+
+def script_of(attachment: Attachment | None, role: str) -> str:
+    """The script that set up one of a card's links; "" if the journal does not have it."""
+    if attachment is None or role not in attachment.facts:
+        return ""
+    return str(attachment.facts.get(f"{role}_script", attachment.target))
 
 
 # Steps

@@ -245,6 +245,47 @@ def test_a_tap_with_another_script_than_its_vif(cards):
     assert cards.world.journal(FORMER) is None
 
 
+@pytest.mark.parametrize("action", [Action.ONLINE, Action.OFFLINE])
+@pytest.mark.parametrize("other", ["vif-bridge", "vif-route"])
+def test_a_guest_that_the_dhcp_server_knows_and_another_script(cards, server, action, other):
+    """Whoever is asked, what the journal has was made by vif-nat."""
+    cards.add(FORMER, ip="10.0.0.2")
+    cards.run(Action.ONLINE, FORMER, "vif-nat", "dhcp=yes")
+    assert server.read() == 'INTERFACES="vif5.0 "\n'
+    cards.run(action, FORMER, other)
+    assert server.read() == 'INTERFACES=""\n'
+    cards.run(Action.OFFLINE, FORMER, other)
+    assert cards.world.journal(FORMER) is None
+
+
+@pytest.mark.parametrize("action", [Action.ONLINE, Action.OFFLINE])
+@pytest.mark.parametrize("other", ["vif-bridge", "vif-nat", "vif-openvswitch"])
+def test_what_the_outer_link_answers_for_and_another_script(cards, action, other):
+    link = cards.add(FORMER, ip="2001:db8::2")
+    cards.run(Action.ONLINE, FORMER, "vif-route")
+    cards.world.store.write(f"{FORMER}/ip", b"10.0.0.2")
+    cards.run(action, FORMER, other)
+    assert cards.links.proxied == set()
+    cards.run(Action.OFFLINE, FORMER, other)
+    assert cards.links.addresses(link) == []
+    assert cards.world.journal(FORMER) is None
+
+
+def test_what_another_script_made_cannot_be_undone(cards):
+    """It is not forgotten, and the card not set up before."""
+    cards.add(FORMER, ip="10.0.0.2 2001:db8::2")
+    cards.run(Action.ONLINE, FORMER, "vif-route")
+    cards.links.refused["unproxy_neighbour"] = errno.ENOMEM
+    with pytest.raises(HotplugError, match="eth0: Cannot allocate memory"):
+        cards.run(Action.ONLINE, FORMER, "vif-bridge")
+    cards.run(Action.OFFLINE, FORMER, "vif-bridge")
+    assert cards.world.notes == ["eth0: Cannot allocate memory"]
+    cards.links.refused.clear()
+    cards.run(Action.OFFLINE, FORMER, "vif-bridge")
+    assert cards.links.proxied == set()
+    assert cards.world.journal(FORMER) is None
+
+
 @pytest.mark.parametrize("script", ["vif-bridge", "vif-route"])
 def test_a_link_that_cannot_be_taken_down_stays_guarded(cards, script):
     link = cards.add(FORMER, ip="10.0.0.2")

@@ -155,6 +155,7 @@ def invocation(
 ) -> Invocation:
     """The toolstack's call, with what was typed behind it."""
     role = "tap" if action in OF_TAP else "vif"
+    refuse_other(role, action, parameters)
     name = link_name(device)
     variables = {
         "XENBUS_PATH": device.path,
@@ -164,3 +165,14 @@ def invocation(
         **({"INTERFACE": f"{name}-emu"} if role == "tap" else {"vif": name}),
     }
     return Invocation((script, action, f"type_if={role}", *parameters), variables, cwd)
+
+
+def refuse_other(role: str, action: str, parameters: Sequence[str]) -> None:
+    """A script does nothing for a link that it was not called for, which nobody types in vain."""
+    for word in parameters:
+        name, _, value = word.partition("=")
+        if name == "type_if" and value != role:
+            raise UsageError(
+                f"{word} makes no sense with '{action}', which is for the card's {role}; online and"
+                " offline are for the vif, add and remove for the tap"
+            )

@@ -44,7 +44,7 @@ Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 CARDS_EPILOG = """\
 ACTION:
   online    the card has come: set up its interface vifDOMID.NUMBER
-  offline   the card goes: take that back
+  offline   the card goes: take back what was set up, by whichever script
   add       the same as online for vifDOMID.NUMBER-emu, the tap that a device model (QEMU) made
   remove    the same as offline for that
 
@@ -54,8 +54,10 @@ A BACKEND is a guest's network card, named in one of three ways:
   myguest:0         guest name and the card's number
 If it is left out, the environment variable XENBUS_PATH names it.
 
-What the guest's configuration says of the card is read from xenstore. KEY=VALUE (bridge, ip,
-netdev, dhcp) counts where it says nothing.
+What the guest's configuration says of the card is read from xenstore. KEY=VALUE:
+  bridge, ip   count where it says nothing of them
+  netdev       wins over its gatewaydev
+  dhcp         yes or no; without it, yes if there is a file /etc/dhcpd.conf
 
 Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.
 """
@@ -87,7 +89,8 @@ with the VLANs: ovs0, ovs0.100 (in VLAN 100), or ovs0:200:300 (a trunk of VLANs 
         "route to a guest's network card, or stop it",
         """\
 Routes the addresses of a guest's network card (ip) to its interface. On it this host answers ARP
-for everybody, and has the address of eth0, or of the interface that netdev names.
+for everybody, and has the address of eth0, or of the interface that netdev names, or else
+gatewaydev in the guest's configuration.
 """,
     ),
 }

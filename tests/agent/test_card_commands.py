@@ -136,6 +136,9 @@ def test_tap(host, command, net, card):
         (["rubbish"], 2, "'rubbish' names no card"),
         (["backend/vbd/5/0"], 2, "'backend/vbd/5/0' is no network card"),
         (["5/0", "brigde=x"], 2, "brigde=x: there is no such parameter; there are bridge, dhcp"),
+        (["5/0", "type_if=tap"], 2, "type_if=tap makes no sense with 'online', which is for the"),
+        (["5/0", "type_if="], 2, "type_if= makes no sense with 'online'"),
+        (["999/0", "type_if=vif"], 1, "there is no backend backend/vif/999/0; was the device"),
         (["999/0"], 1, "there is no backend backend/vif/999/0; was the device removed?"),
     ],
 )

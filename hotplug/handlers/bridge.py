@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
-from hotplug.handlers import arrival, filters, hooks, vif, vlan
+from hotplug.handlers import arrival, filters, hooks, spoofing, vif, vlan
 from hotplug.network import PORT_MAC, Change
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def set_up(
         now = vif.change(host, link, wish, optional=("mac", "mtu"))
         if vlans:
             host.links.set_vlans(link, bridge, vlans)
-        filters.guard(host, card, allowed)
+        filters.guard(host, card, allowed, spoofing.alone(card.ip))
         if vlans or allowed:
             host.links.change(link, Change(up=True))
     except OSError as error:

@@ -16,6 +16,8 @@ from hotplug.handlers.targets.tool import Grace
 from hotplug.network import Allowance
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hotplug.handlers.vif import Vif
     from hotplug.network import Link
     from hotplug.ports import Entry, Host
@@ -47,21 +49,22 @@ def held_to(text: str) -> Allowance | None:
     return Allowance(words[0], tuple(words[1:]), routed=routed) if words else None
 
 
-def guard(host: Host, card: Vif, allowed: Allowance | None) -> None:
-    """Set the filter of a link, before it goes up.
+def guard(host: Host, card: Vif, allowed: Allowance | None, alone: Sequence[str]) -> None:
+    """Set the filter of a link, before it goes up, and forget who had its addresses before.
 
-    Without an allowance too: a link of this name may have had one, and nobody took it back.
+    Without an allowance too: a link of this name may have had one, and nobody took it back. And
+    ``alone``, what the guest has alone, was another's all the same. Of a network's connections,
+    others may be other guests' or this host's own.
     """
     host.deadline.stage(f"setting the packet filter of {card.name}")
     try:
         with names.held(host, host.deadline, given=is_renamed(card)):
             if allowed is None:
                 host.firewall.unguard(card.name)
-                return
-            host.firewall.guard(card.name, allowed)
-        # Of a network's connections, others may be other guests' or this host's own.
-        alone = [address for address in allowed.addresses if "/" not in address]
-        host.firewall.forget_connections(alone)
+            else:
+                host.firewall.guard(card.name, allowed)
+        if alone:
+            host.firewall.forget_connections(alone)
     except OSError as error:
         raise HotplugError(f"{card.name}: {error.strerror or error}") from error
 

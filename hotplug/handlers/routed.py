@@ -89,7 +89,7 @@ def _set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
                 host.links.add_neighbour(link, address, routing.allowed.mac)
     if card.name != link.name:  # first, so that no other link has the name that is guarded
         host.links.change(link, Change(name=card.name))
-    filters.guard(host, card, routing.allowed)
+    filters.guard(host, card, routing.allowed, list(routing.hosts()))
     host.links.change(link, Change(up=True))
     link = dataclasses.replace(link, name=card.name, up=True)
     host.links.proxy_arp(link)

@@ -7,6 +7,7 @@ decides, and later another than now. So names are refused, with a text.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,21 @@ def addresses(backend: str, words: Sequence[str]) -> tuple[str, ...]:
         single = network.num_addresses == 1
         found.append(str(network.network_address if single else network))
     return tuple(dict.fromkeys(found))
+
+
+def alone(words: Sequence[str]) -> list[str]:
+    """Those of the words of ``ip`` that are one address; what is no address counts for nothing."""
+    if not words:
+        return []
+    import ipaddress  # noqa: PLC0415 - as above
+
+    found = []
+    for word in words:
+        with contextlib.suppress(ValueError):
+            network = ipaddress.ip_network(word, strict=False)
+            if network.num_addresses == 1 and "%" not in word:
+                found.append(str(network.network_address))
+    return found
 
 
 def not_an_address(backend: str, word: str) -> HotplugError:

@@ -255,6 +255,20 @@ def test_nat_hooks_see_the_address(card_runner, natted, hook, ip, known):
 
 
 @F_CARD
+def test_nat_forgets_connections(card_runner, net, natted):
+    """120: those of the guest that had the same address before, which nobody wrote down."""
+    backend = natted(**{"frontend-id": 77})
+    for source in ("10.0.77.1", "10.0.77.2"):
+        words = ("-s", source, "-d", "192.0.2.9", "-p", "udp", "--sport", "1", "--dport", "2")
+        net.run("conntrack", "-I", "-t", "600", *words)
+    assert card_runner.online(backend).status == 0
+    known = net.run("conntrack", "-L").stdout
+    net.run("conntrack", "-F")
+    assert "src=10.0.77.2 " in known
+    assert "src=10.0.77.1 " not in known
+
+
+@F_CARD
 def test_nat_undone(card_runner, net, natted, server):
     """116: a hook that fails takes everything back, also from the DHCP server."""
     folder = card_runner.place.scripts / "vif-post.d"

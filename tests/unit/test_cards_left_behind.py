@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import threading
 from types import SimpleNamespace
@@ -377,6 +378,24 @@ def test_no_guard_for_a_card_that_had_none(cards):
     cards.run(Action.GUARD, NEXT, "vif-bridge")  # nobody knows it
     assert cards.firewall.guarded() == []
     assert cards.world.journal(NEXT) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "ip", "expected"),
+    [
+        ("vif-bridge", "10.0.0.2 web1 10.1.0.0/16 2001:db8::2", ["10.0.0.2", "2001:db8::2"]),
+        ("vif-route", "10.0.0.2 10.1.0.0/16 2001:db8::2", ["10.0.0.2", "2001:db8::2"]),
+        ("vif-nat", "10.0.0.2/16", ["10.0.0.2"]),
+        ("vif-nat", "", ["10.0.5.1"]),
+    ],
+)
+def test_connections_of_a_guest_that_may_forge(cards, script, ip, expected):
+    """Another one had its addresses before."""
+    cards.world.config = dataclasses.replace(cards.world.config, antispoof="never")
+    cards.add(FORMER, ip=ip)
+    cards.run(Action.ONLINE, FORMER, script)
+    assert cards.firewall.guarded() == []
+    assert cards.firewall.forgotten == expected
 
 
 def test_no_guard_under_a_name_that_the_next_guest_has(cards):

@@ -22,11 +22,12 @@ def host():
     return SimpleNamespace(deadline=FakeDeadline(30.0), firewall=FakeFirewall())
 
 
-def test_only_what_a_guest_has_alone_is_forgotten(host):
-    """The connections of a network are others' too."""
-    filters.guard(host, CARD, Allowance(MAC, ("10.0.0.2", "10.0.0.0/8", "2001:db8::2")))
+@pytest.mark.parametrize("allowed", [None, Allowance(MAC, ("10.0.0.2", "10.0.0.0/8"))])
+def test_what_a_guest_has_alone_is_forgotten(host, allowed):
+    """Whether it is held to that or not."""
+    filters.guard(host, CARD, allowed, ["10.0.0.2", "2001:db8::2"])
     assert host.firewall.forgotten == ["10.0.0.2", "2001:db8::2"]
-    assert list(host.firewall.guards) == ["vif1.0"]
+    assert host.firewall.guards == ({"vif1.0": allowed} if allowed else {})
 
 
 @pytest.mark.parametrize(
@@ -46,4 +47,4 @@ def test_what_the_journal_has_of_it(allowed):
 def test_no_guard_is_a_failure_that_names_the_link(host):
     host.firewall.fail("guard", OSError(errno.EOPNOTSUPP, "the kernel has no packet filter"))
     with pytest.raises(HotplugError, match=r"vif1\.0: the kernel has no packet filter"):
-        filters.guard(host, CARD, Allowance(MAC))
+        filters.guard(host, CARD, Allowance(MAC), [])

@@ -6,7 +6,7 @@ import pytest
 
 from hotplug.config import Config
 from hotplug.errors import HotplugError, MissingKeyError
-from hotplug.handlers.spoofing import MAX_ADDRESSES, addresses, allowance
+from hotplug.handlers.spoofing import MAX_ADDRESSES, addresses, allowance, alone
 from hotplug.network import Allowance
 
 BACKEND = "backend/vif/5/0"
@@ -97,3 +97,16 @@ def test_a_mac_must_be_one(mac):
 def test_keys_that_are_not_needed_are_not_looked_at():
     assert allowance(AUTO, BACKEND, "nonsense", ()) is None
     assert allowance(NEVER, BACKEND, "", ("10.0.0.2",)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("10.0.0.2 10.0.0.0/8 2001:DB8::0:2", ["10.0.0.2", "2001:db8::2"]),
+        ("10.0.0.2/32 10.0.0.9/24 10.0.0.300 web1 fe80::1%eth0", ["10.0.0.2"]),
+    ],
+)
+def test_what_a_guest_has_alone(text, expected):
+    """The connections of a network are others' too; a name is nobody's address here."""
+    assert alone(text.split()) == expected

@@ -7,6 +7,7 @@ and never fails the toolstack's removal.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from hotplug.ports import Entry, Host
 
 SCRIPT = "vif-bridge"
-BRIDGE = "bridge"  # in the journal, the name of the one that was found
+# In the journal: the name of the bridge that was found, and the key that said the VLANs, or "".
+BRIDGE, VLANS = "bridge", "vlan"
 MAX_MTU = (1 << 31) - 1  # of any link: the kernel keeps a 32-bit number
 
 
@@ -106,9 +108,8 @@ def set_up(
     """Everything but the news of success. Returns the MTU that was set, None if none was."""
     vlans = vlan.parse(f"{card.device}/vlan", card.vlan) if card.vlan else ()
     allowed = filters.allowance(host, card)
-    if link.up:  # it may be renamed only while it is down; and its filters come first
-        host.links.change(link, Change(up=False))
-    facts: dict[str, str | int] = {BRIDGE: bridge.name, vif.UNFINISHED: 1}
+    link = start_over(host, card, link, bridge, entry)
+    facts: dict[str, str | int] = {BRIDGE: bridge.name, VLANS: card.vlan, vif.UNFINISHED: 1}
     vif.remember(entry, card, link, SCRIPT, **facts, **filters.facts(allowed))
     undo.callback(take_back, host, card, entry)
     host.links.flush_addresses(link)
@@ -136,6 +137,21 @@ def set_up(
     if mtu is None or (now is not link and now.mtu != mtu):
         return None
     return mtu
+
+
+def start_over(host: Host, card: Vif, link: Link, bridge: Link, entry: Entry) -> Link:
+    """Down: only so a link may be renamed, and its filters come first. The link as it is then.
+
+    A port keeps its VLANs. If those were ours, and there shall be none, it leaves the bridge, and
+    gets the bridge's own when it comes back.
+    """
+    ours = vif.remembered(entry, card.role, VLANS) and link.master == bridge.index
+    if ours and not card.vlan:
+        host.links.change(link, Change(up=False, master=0))
+        return dataclasses.replace(link, up=False, master=0)
+    if link.up:
+        host.links.change(link, Change(up=False))
+    return link
 
 
 def wanted_mtu(card: Vif, bridge: Link) -> int | None:

@@ -124,6 +124,16 @@ def test_all_vlans_and_many_single_ones(cards):
     assert vlans(cards, 0) == {2: "p", **dict.fromkeys(range(1, 4094, 2), "t")}
 
 
+def test_a_port_whose_vlans_are_no_more_has_the_bridges_own(cards):
+    assert run(cards, 0, "online").status == 0
+    cards.do(f"xenstore-rm {backend(0)}/vlan")
+    assert run(cards, 0, "online").status == 0
+    assert vlans(cards, 0) == {1: "p"}
+    cards.do(f"bridge vlan add dev {link(0)} vid 77")  # whoever does this wants it
+    assert run(cards, 0, "online").status == 0
+    assert vlans(cards, 0) == {1: "p", 77: "t"}
+
+
 def test_a_bridge_that_heeds_no_vlans_is_left_alone(cards):
     cards.do(f"ip link set {BRIDGE} type bridge vlan_filtering 0")
     assert run(cards, 0, "online").status == 1

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import DeadlineError, HotplugError
+from hotplug.events import Action
 from hotplug.network import Change
 from hotplug.ports import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from hotplug.events import Action, Device, Event
+    from hotplug.events import Device, Event
     from hotplug.network import Link
     from hotplug.ports import Entry, Host
 
@@ -39,19 +40,9 @@ GATEWAY = "eth0"  # the link to the outside of a host that routes, unless it is 
 FORBIDDEN = re.compile(rb"[\x00-\x20\x7f/:%]")  # in a link's name
 ROLES = ("vif", "tap")
 UNFINISHED = "unfinished"  # in the journal, of a link that is being set up
-KEYS = (
-    "",  # the backend itself: whether it is there
-    "vifname",
-    "ip",
-    "bridge",
-    "mtu",
-    "mac",
-    "vlan",
-    "frontend",
-    "frontend-id",
-    "handle",
-    "gatewaydev",
-)
+KEYS = ("vifname", "ip", "bridge", "mac", "frontend-id", "handle", "gatewaydev")
+# Of a card that arrives. "" is the backend itself: whether it is there.
+MORE_KEYS = ("", "mtu", "vlan", "frontend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +76,10 @@ class Vif:
     def read(cls, host: Host, event: Event) -> Vif:
         """The keys of a card's backend; absent ones are empty, as a removal may come late."""
         device = event.device
-        paths = [f"{device.path}/{key}" if key else device.path for key in KEYS]
-        values = dict(zip(KEYS, host.store.read_many(paths), strict=True))
+        keys = (*KEYS, *MORE_KEYS) if event.action in (Action.ONLINE, Action.ADD) else KEYS
+        paths = [f"{device.path}/{key}" if key else device.path for key in keys]
+        found = dict(zip(keys, host.store.read_many(paths), strict=True))
+        values = {**dict.fromkeys(MORE_KEYS), **found}
         tap = is_tap(event)
         original = event.variables.get("INTERFACE" if tap else "vif", "")
         vifname = text_of(values, {}, "vifname")

@@ -39,22 +39,17 @@ def online(host: Host, event: Event) -> None:
         new.tell(mtu)
 
 
-def offline(host: Host, event: Event) -> None:
-    """Take a card's link from its bridge; what cannot be done is noted, and no failure."""
-    card = vif.Vif.read(host, event)
-    problems: list[str] = []
-    with host.journal.claim(card.device, host.deadline) as entry:
-        bridge = former_bridge(host, card, entry)
-        with vif.best_effort(problems):
-            vif.release(host, vif.present(host, card, entry))
-        clean(host, entry, card.role, problems)
-        filters.remove_stocks(host, card, entry, problems)
-        if not problems:  # or else it is tried again when the backend is deleted
-            vif.forget(entry, card.role)
-        with vif.best_effort(problems):
-            hooks.run(host, card, {"bridge": bridge})
-    for problem in problems:
-        host.note(problem)
+def offline(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
+    """Take a card's link from its bridge."""
+    bridge = former_bridge(host, card, entry)
+    with vif.best_effort(problems):
+        vif.release(host, vif.present(host, card, entry))
+    clean(host, entry, card.role, problems)
+    filters.remove_stocks(host, card, entry, problems)
+    if not problems:  # or else it is tried again when the backend is deleted
+        vif.forget(entry, card.role)
+    with vif.best_effort(problems):
+        hooks.run(host, card, {"bridge": bridge})
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:

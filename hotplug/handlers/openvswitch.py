@@ -89,22 +89,17 @@ def refuse_without_effect(host: Host, card: Vif, spec: Spec) -> None:
         )
 
 
-def offline(host: Host, event: Event) -> None:
-    """Take a card's port from the switch; what cannot be done is noted, and no failure."""
-    card = vif.Vif.read(host, event)
-    problems: list[str] = []
-    with host.journal.claim(card.device, host.deadline) as entry:
-        with vif.best_effort(problems):
-            if not vif.remembered(entry, card.role) and not names.is_taken(host, card, entry):
-                host.switch.delete_port(card.name, card.mac)  # it was stock's script that added it
-        clean(host, entry, card.role, problems)
-        filters.remove_stocks(host, card, entry, problems)
-        with vif.best_effort(problems):
-            vif.release(host, vif.present(host, card, entry))
-        if not problems:  # or else it is tried again when the backend is deleted
-            vif.forget(entry, card.role)
-    for problem in problems:
-        host.note(problem)
+def offline(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
+    """Take a card's port from the switch."""
+    with vif.best_effort(problems):
+        if not vif.remembered(entry, card.role) and not names.is_taken(host, card, entry):
+            host.switch.delete_port(card.name, card.mac)  # it was stock's script that added it
+    clean(host, entry, card.role, problems)
+    filters.remove_stocks(host, card, entry, problems)
+    with vif.best_effort(problems):
+        vif.release(host, vif.present(host, card, entry))
+    if not problems:  # or else it is tried again when the backend is deleted
+        vif.forget(entry, card.role)
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:

@@ -57,21 +57,16 @@ def online(host: Host, event: Event) -> None:
         new.tell()
 
 
-def offline(host: Host, event: Event) -> None:
-    """Take down a card's link; what cannot be done is noted, and no failure."""
-    card = vif.Vif.read(host, event)
-    problems: list[str] = []
-    with host.journal.claim(card.device, host.deadline) as entry:
-        address = former_address(host, card, entry)
-        routed.take_down(host, card, entry, problems)
-        clean(host, entry, card.role, problems)
-        filters.remove_stocks(host, card, entry, problems)
-        if not problems:  # or else it is tried again when the backend is deleted
-            vif.forget(entry, card.role)
-        with vif.best_effort(problems):
-            hooks.run(host, card, variables(card, "del", address))
-    for problem in problems:
-        host.note(problem)
+def offline(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
+    """Take down a card's link."""
+    address = former_address(host, card, entry)
+    routed.take_down(host, card, entry, problems)
+    clean(host, entry, card.role, problems)
+    filters.remove_stocks(host, card, entry, problems)
+    if not problems:  # or else it is tried again when the backend is deleted
+        vif.forget(entry, card.role)
+    with vif.best_effort(problems):
+        hooks.run(host, card, variables(card, "del", address))
 
 
 def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hotplug.handlers import bridge, nat, openvswitch, route
+    from hotplug.handlers.vif import Vif
     from hotplug.ports import Entry
 
 Handler: TypeAlias = Callable[[Host, Event], None]
@@ -65,8 +66,8 @@ class CardScript(Protocol):
         """A vif, or the tap beside it, arrived."""
         ...
 
-    def offline(self, host: Host, event: Event, /) -> None:
-        """It leaves: best effort, and no failure."""
+    def offline(self, host: Host, card: Vif, entry: Entry, problems: list[str], /) -> None:
+        """It leaves: best effort; what cannot be done goes to the problems."""
         ...
 
     def clean(self, host: Host, entry: Entry, role: str, problems: list[str], /) -> None:
@@ -129,12 +130,25 @@ def arrive(name: str, host: Host, event: Event) -> None:
 
 
 def leave(name: str, host: Host, event: Event) -> None:
-    """A card's link leaves as it came: by the script that set it up, whichever is asked."""
-    card_script(former_script(host, event) or name).offline(host, event)
+    """A card's link leaves as it came: by the script that set it up, whichever is asked.
+
+    What cannot be done is noted, and no failure.
+    """
+    from hotplug.handlers.vif import Vif, script_of  # noqa: PLC0415 - as for card_script
+
+    card = Vif.read(host, event)
+    problems: list[str] = []
+    with host.journal.claim(card.device, host.deadline) as entry:
+        former = script_of(entry.attachment, card.role)
+        card_script(former if former in CARD_SCRIPTS else name).offline(host, card, entry, problems)
+    for problem in problems:
+        host.note(problem)
 
 
 def former_script(host: Host, event: Event) -> str:
     """The script that the journal has for a card's link; "" for one that nobody knows."""
+    if not host.journal.knows(event.device):
+        return ""
     from hotplug.handlers import vif  # noqa: PLC0415 - as for card_script
 
     script = vif.script_of(host.journal.peek(event.device), vif.role_of(event))

@@ -99,7 +99,8 @@ class Cards:
 
     def run(self, module, action):
         variables = {"XENBUS_PATH": CARD.path, "vif": VIF}
-        getattr(module, action)(self.host, Event(action, CARD, "vif-x", (action,), variables))
+        event = Event(Action(action), CARD, module.SCRIPT, (action,), variables)
+        table.handler(event)(self.host, event)
 
     def reclaim(self):
         event = Event(Action.RECLAIM, CARD)

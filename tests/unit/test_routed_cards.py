@@ -12,12 +12,12 @@ from fakes_network import FakeFirewall
 
 from hotplug.errors import BackendGoneError, HotplugError
 from hotplug.events import Action, Device, Event
-from hotplug.handlers import nat, route, table
+from hotplug.handlers import table
 from hotplug.network import Change, Route
 
 DEVICE = Device("vif", 5, 0)
 MAC = "00:16:3e:00:00:05"
-MODULES = {"vif-route": route, "vif-nat": nat}
+SCRIPTS = ("vif-nat", "vif-route")
 MAIN = "192.0.2.1"
 
 
@@ -47,9 +47,8 @@ class Cards:
         variable = "INTERFACE" if role == "tap" else "vif"
         words = (action, f"type_if={role}")
         event = Event(action, DEVICE, self.script, words, {variable: name})
-        module = MODULES[self.script]
-        handler = module.online if action in (Action.ONLINE, Action.ADD) else module.offline
-        handler(dataclasses.replace(self.world.host(), note=note), event)
+        host = dataclasses.replace(self.world.host(), note=note)
+        table.handler(event)(host, event)
 
     def online(self):
         self.run(Action.ONLINE)
@@ -104,7 +103,7 @@ ADDRESSES = {
 }
 
 
-@pytest.fixture(params=sorted(MODULES))
+@pytest.fixture(params=SCRIPTS)
 def make(request, tmp_path):
     """Hosts of the same kind, one after the other."""
     count = itertools.count()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hotplug.network import Link
     from hotplug.ports import Entry, Host
 
-SCRIPT = "vif-bridge"
+SCRIPT = vif.BRIDGE_SCRIPT
 # In the journal: the name of the bridge that was found, and the key that said the VLANs, or "".
 BRIDGE, VLANS = "bridge", "vlan"
 MAX_MTU = (1 << 31) - 1  # of any link: the kernel keeps a 32-bit number

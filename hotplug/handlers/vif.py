@@ -40,9 +40,12 @@ GATEWAY = "eth0"  # the link to the outside of a host that routes, unless it is 
 FORBIDDEN = re.compile(rb"[\x00-\x20\x7f/:%]")  # in a link's name
 ROLES = ("vif", "tap")
 UNFINISHED = "unfinished"  # in the journal, of a link that is being set up
-KEYS = ("vifname", "ip", "bridge", "mac", "frontend-id", "handle", "gatewaydev")
+BRIDGE_SCRIPT = "vif-bridge"
+KEYS = ("vifname", "ip", "bridge", "mac")
+OTHERS_KEYS = ("frontend-id", "handle", "gatewaydev")  # that vif-bridge has no use for
 # Of a card that arrives. "" is the backend itself: whether it is there.
-MORE_KEYS = ("", "mtu", "vlan", "frontend")
+ARRIVAL_KEYS = ("", "mtu", "vlan", "frontend")
+NO_VALUES: Mapping[str, bytes | None] = dict.fromkeys((*OTHERS_KEYS, *ARRIVAL_KEYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +79,10 @@ class Vif:
     def read(cls, host: Host, event: Event) -> Vif:
         """The keys of a card's backend; absent ones are empty, as a removal may come late."""
         device = event.device
-        keys = (*KEYS, *MORE_KEYS) if event.action in (Action.ONLINE, Action.ADD) else KEYS
+        keys = keys_of(event)
         paths = [f"{device.path}/{key}" if key else device.path for key in keys]
         found = dict(zip(keys, host.store.read_many(paths), strict=True))
-        values = {**dict.fromkeys(MORE_KEYS), **found}
+        values = {**NO_VALUES, **found}
         tap = is_tap(event)
         original = event.variables.get("INTERFACE" if tap else "vif", "")
         vifname = text_of(values, {}, "vifname")
@@ -105,6 +108,14 @@ class Vif:
             parameters=event.parameters,
             variables=event.variables,
         )
+
+
+def keys_of(event: Event) -> tuple[str, ...]:
+    """What is read for an event; each key takes xenstored and us some time."""
+    keys: tuple[str, ...] = KEYS
+    if event.action in (Action.ONLINE, Action.ADD):
+        keys += ARRIVAL_KEYS
+    return keys if os.path.basename(event.script) == BRIDGE_SCRIPT else keys + OTHERS_KEYS
 
 
 def is_tap(event: Event) -> bool:

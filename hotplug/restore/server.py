@@ -116,8 +116,7 @@ class Server:
         self._poll.unregister(worker.socket)
         worker.socket.close()
         _, status = os.waitpid(worker.pid, 0)
-        if os.WIFSIGNALED(status):
-            self._fork()
+        self._due = time.monotonic() + REST  # not at once: the next may end in the same way
         return os.WIFSIGNALED(status)
 
     def _fork(self) -> None:

@@ -38,6 +38,8 @@ class Xen(FakeXen):
     def __init__(self):
         if os.environ.get("BROKEN"):
             raise OSError(5, "no privcmd")
+        if os.environ.get("CRASHES"):
+            os.kill(os.getpid(), 11)
         super().__init__()
     def map(self, *arguments, **options):
         if "SEGMENT" in os.environ:
@@ -237,6 +239,15 @@ def test_a_worker_that_is_killed_while_it_waits(server, start):
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: server.workers() not in ([], [first]), "another is there")
     assert start().finish() == (0, "")
+
+
+def test_workers_that_crash_as_they_start_are_not_started_again_and_again(rundir):
+    server = Running(rundir, CRASHES="1", REST="600").wait()
+    wait_until(lambda: not server.workers(), "it has crashed")
+    for _ in range(50):
+        assert server.workers() == []
+        time.sleep(0.01)
+    assert server.close() == 0
 
 
 def test_what_fails_there_is_told(server, start):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hotplug.handlers import bridge, nat, openvswitch, route
     from hotplug.handlers.vif import Vif
-    from hotplug.ports import Entry
+    from hotplug.ports import Attachment, Entry
 
 Handler: TypeAlias = Callable[[Host, Event], None]
 
@@ -134,13 +134,13 @@ def leave(name: str, host: Host, event: Event) -> None:
 
     What cannot be done is noted, and no failure.
     """
-    from hotplug.handlers.vif import Vif, script_of  # noqa: PLC0415 - as for card_script
+    from hotplug.handlers.vif import Vif  # noqa: PLC0415 - as for card_script
 
     card = Vif.read(host, event)
     problems: list[str] = []
     with host.journal.claim(card.device, host.deadline) as entry:
-        former = script_of(entry.attachment, card.role)
-        card_script(former if former in CARD_SCRIPTS else name).offline(host, card, entry, problems)
+        former = known_script(entry.attachment, card.role)
+        card_script(former or name).offline(host, card, entry, problems)
     for problem in problems:
         host.note(problem)
 
@@ -149,9 +149,15 @@ def former_script(host: Host, event: Event) -> str:
     """The script that the journal has for a card's link; "" for one that nobody knows."""
     if not host.journal.knows(event.device):
         return ""
-    from hotplug.handlers import vif  # noqa: PLC0415 - as for card_script
+    from hotplug.handlers.vif import role_of  # noqa: PLC0415 - as for card_script
 
-    script = vif.script_of(host.journal.peek(event.device), vif.role_of(event))
+    return known_script(host.journal.peek(event.device), role_of(event))
+
+
+def known_script(attachment: Attachment | None, role: str) -> str:
+    from hotplug.handlers.vif import script_of  # noqa: PLC0415 - as for card_script
+
+    script = script_of(attachment, role)
     return script if script in CARD_SCRIPTS else ""
 
 

@@ -66,7 +66,7 @@ class Vif:
     frontend_id: int
     handle: int
     gateway: str  # the link to the outside, for scripts that route
-    exists: bool  # whether the backend is there
+    exists: bool  # whether the backend is there; looked at only for a card that arrives
     parameters: Mapping[str, str]  # the script's, from arguments and environment
     variables: Mapping[str, str]  # the toolstack's, as the script was given them
 

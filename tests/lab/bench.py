@@ -313,11 +313,15 @@ def main() -> int:
     part = "-core" * options.core or "-memory" * options.memory
     name = f"lab{part}.json" if release.xen == "4.17" else f"lab-{release.xen}{part}.json"
     path = TREE / "build" / "bench" / name
+    results: dict[str, object] = {}
     try:
         with Machine(image(release)) as machine:
             hotplug.use_ours(machine)
-            results = Bench(machine, options.rounds).run(core=options.core, memory=options.memory)
+            bench = Bench(machine, options.rounds, results)
+            bench.run(core=options.core, memory=options.memory)
     except (BuildError, LabError, AssertionError) as error:
+        if "note" in results:
+            print(f"{table(results)}\n\nThat is not all, and is not kept:", flush=True)
         print(f"lab-bench: {error}", file=sys.stderr)
         return 1
     print(table(results))

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import inspect
 import io
 import lzma
 import shutil
@@ -96,9 +97,10 @@ def run(*command: str | Path, cwd: Path | None = None) -> None:
 
 
 def build_base(release: Release) -> Path:
-    """A dom0 without us; the name of its folder tells what it was made from."""
+    """A dom0 without us; the name of its folder tells what it was made from, and how."""
     lists = (*release.packages, *GUEST_MODULES, *ROOT_MODULES)
-    content = (release.suite, *lists, (LAB / "lab-init").read_text(), DISK_SIZE)
+    recipe = inspect.getsource(build_base)
+    content = (release.suite, *lists, (LAB / "lab-init").read_text(), DISK_SIZE, recipe)
     key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:12]
     base = BUILD / f"base-{release.xen}-{key}"
     if base.exists():

@@ -3,7 +3,7 @@
 libxl talks to it over its stdin and stdout (messages.py), and reads on from the same open file
 when it has ended. What is not done here is handed to Xen's own helper, with the same arguments
 and descriptors, before anything was read or said: saving while the guest runs, images with
-checkpoints, releases of Xen that we do not know.
+checkpoints or of a later format, releases of Xen that we do not know.
 
 libxl takes a non-zero exit status for a failure whatever was said, and a process that ends before
 the last answer was read as well. It waits for our end before it goes on.
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError, RestoreError
 from hotplug.restore import messages
+from hotplug.restore.foreign import is_foreign
 from hotplug.restore.guest import Request, restore
 from hotplug.restore.image import Image
 from hotplug.restore.messages import Level, Number
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
         call = Call.parse(argv)
     except ValueError:
         return refuse(argv)
-    if call.stream_type:
+    if call.stream_type or is_foreign(call.fd):
         stock(argv)
     try:
         xen = Xen()

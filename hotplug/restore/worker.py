@@ -23,6 +23,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from hotplug.restore import helper
+from hotplug.restore.foreign import is_foreign
 from hotplug.restore.xenlibs import own_memory
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def restore(xen: Xen, words: list[str], descriptors: list[int]) -> bytes:
         words = [words[0], str(descriptors[STREAM]), *words[2:]]
         call = helper.Call.parse([helper.NAME, *words])
         xen.domain(call.request.domid)
+        if is_foreign(call.fd):
+            return DECLINED
     except (ValueError, OSError):
         return DECLINED  # who starts a Python for it will hear why
     for number in STANDARD:

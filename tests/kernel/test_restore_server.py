@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from savefiles import Pv
+from savefiles import Pv, record
 
 from hotplug.client import ask
 from hotplug.restore import helper, worker
@@ -126,9 +126,12 @@ def stock(tmp_path):
 class Restore:
     """The client as libxl runs it, and libxl's ends of the pipes; the image is a pipe, too."""
 
-    def __init__(self, rundir, stock, words=("--restore-domain", "FD", *WORDS)):
-        stream, self.image = os.pipe()
-        fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, 1 << 20)  # all of an image fits in
+    def __init__(self, rundir, stock, words=("--restore-domain", "FD", *WORDS), image=None):
+        if image is None:
+            stream, self.image = os.pipe()
+            fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, 1 << 20)  # all of an image fits in
+        else:
+            stream, self.image = os.open(image, os.O_RDONLY), None
         words = [str(stream) if word == "FD" else word for word in words]
         self.process = subprocess.Popen(
             [CLIENT, *words],
@@ -185,8 +188,8 @@ class Restore:
 def start(rundir, stock):
     started = []
 
-    def run(*words):
-        started.append(Restore(rundir, stock, *([words] if words else [])))
+    def run(*words, **options):
+        started.append(Restore(rundir, stock, *([words] if words else []), **options))
         return started[-1]
 
     yield run
@@ -256,6 +259,22 @@ def test_what_fails_there_is_told(server, start):
     assert [restore.next(), restore.next()] == [9, 10]
     restore.answer()
     assert restore.end() == (0, "")
+
+
+@pytest.mark.parametrize("kind", [0x55, 0x80000055])
+def test_a_file_of_a_later_format_is_given_to_xens_own_helper(server, start, tmp_path, kind):
+    """With nothing of it consumed, nor said to libxl; unless what is new may be ignored."""
+    stream = Pv().stream()
+    stream = stream[:40] + record(kind) + stream[40:]  # behind the headers
+    image = tmp_path / "image"
+    image.write_bytes(stream)
+    restore = start(image=image)
+    if kind & 0x80000000:
+        assert restore.next() == 8
+        return
+    assert restore.process.stdout.read() == stream
+    assert restore.end()[0] == 9
+    assert start().finish() == (0, "")
 
 
 def test_many_at_once(server, start):

@@ -39,6 +39,7 @@ def test_a_netvm_serves_guests(lab, server):
     assert reaches(early, late.address)
     netvm.start_agent(server)
     assert reaches(early, late.address)
+    a_frontend_reconnects(late, server)
     cards_come_and_go(late, server)
     a_flushed_ruleset(late, server)
     assert reaches(late, early.address)
@@ -47,6 +48,24 @@ def test_a_netvm_serves_guests(lab, server):
     assert took.status == 0, str(took)
     assert took.seconds < PATIENCE
     netvm.await_nothing(server)
+
+
+def a_frontend_reconnects(guest, server):
+    """Its driver goes and comes back. The backend's state is 6 meanwhile: that is no removal."""
+    before = server.run(f"{PORTS}; cat /run/xen-hotplug/journal/*")
+    domid = guest.machine.call("guests")[guest.name]
+    state = f"$(xenstore-read backend/vif/{domid}/0/state)"
+    guest.run("echo vif-0 >/sys/bus/xen/drivers/vif/unbind")
+    server.run(f"until [ {state} = 6 ]; do sleep 0.1; done", limit=30)
+    server.run("sleep 2")  # time for what must not happen
+    assert server.run(f"{PORTS}; cat /run/xen-hotplug/journal/*") == before
+    guest.run(
+        f"echo vif-0 >/sys/bus/xen/drivers/vif/bind; ip addr add {guest.address}/24 dev eth0;"
+        " ip link set eth0 up"
+    )
+    server.run(f"until [ {state} = 4 ]; do sleep 0.1; done", limit=30)
+    assert server.run(f"{PORTS}; cat /run/xen-hotplug/journal/*") == before
+    assert reaches(guest, SERVER)
 
 
 def cards_come_and_go(guest, server):
@@ -92,6 +111,28 @@ def gone_while_no_agent_ran(guest, server):
     netvm.start_agent(server)
     server.run(f"until [ $({count}) = 1 ]; do sleep 0.1; done")
     assert server.run("xenstore-ls backend/vif | grep -c online") == "1"
+
+
+@pytest.mark.long
+def test_a_netvm_is_started_again(lab, server):
+    """Its guests run on: each loses its card, and gets one of the new domain's."""
+    guests = [served(server, "one", 2), served(server, "two", 3)]
+    netvm.start_agent(server)
+    for guest in guests:
+        guest.start()
+        assert reaches(guest, SERVER)
+    server.destroy()
+    for guest in guests:
+        detach(guest, 0)
+    server.start()
+    netvm.start_agent(server)
+    for guest in guests:
+        attach(guest, f"bridge=xenbr0 backend={server.name}", f"{guest.address}/24", 0)
+        assert reaches(guest, SERVER)
+    assert reaches(guests[0], guests[1].address)
+    for guest in guests:
+        guest.destroy()
+    netvm.await_nothing(server)
 
 
 @pytest.mark.long

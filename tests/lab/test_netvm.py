@@ -60,8 +60,9 @@ def a_frontend_reconnects(guest, server):
     server.run("sleep 2")  # time for what must not happen
     assert server.run(f"{PORTS}; cat /run/xen-hotplug/journal/*") == before
     guest.run(
-        f"echo vif-0 >/sys/bus/xen/drivers/vif/bind; ip addr add {guest.address}/24 dev eth0;"
-        " ip link set eth0 up"
+        "echo vif-0 >/sys/bus/xen/drivers/vif/bind;"
+        " until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done;"
+        f" ip addr add {guest.address}/24 dev eth0; ip link set eth0 up"
     )
     server.run(f"until [ {state} = 4 ]; do sleep 0.1; done", limit=30)
     assert server.run(f"{PORTS}; cat /run/xen-hotplug/journal/*") == before

@@ -152,9 +152,10 @@ def reading(path: str, flags: int = os.O_RDONLY, *, regular: bool = False) -> It
 def writing(path: str, like: os.stat_result) -> Iterator[Output]:
     """What is written to: standard output for ``-``."""
     if path == STANDARD:
-        output = Output(1, "standard output")
+        output = Output(1, "standard output", shared=True)
         yield output
         output.finish()
+        output.settle()
         return
     with replacing(path, like) as output:
         yield output

@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     words = parser.parse_args(argv[1:])
     guest = Guest.HVM if words.guest == "hvm" else Guest.PV
     try:
-        convert(Image(words.source, NAME), Output(words.target, "the converted stream"), guest)
+        output = Output(words.target, "the converted stream", shared=True)
+        convert(Image(words.source, NAME), output, guest)
     except (HotplugError, OSError) as error:
         print(f"{argv[0]}: {error_text(error)}", file=sys.stderr)
         return 1
@@ -48,6 +49,7 @@ def convert(image: Image, output: Output, guest: Guest) -> None:
     for piece in image.pieces(legacy.image(legacy.Choice(guest=guest), bare=False)):
         with image.place():
             write(job, piece)
+    output.settle()
 
 
 def run(argv: Sequence[str]) -> None:

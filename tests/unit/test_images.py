@@ -116,6 +116,21 @@ def test_pipes(saved):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("redirection", [">", ">>"])
+@pytest.mark.parametrize("form", [[], ["--dense"]])
+def test_standard_output_is_a_file_that_others_write_to(run, saved, redirection, form):
+    """What was there stays, what follows follows, and zeros are where they belong."""
+    if form:
+        assert run("compact", *form, saved, saved)[0] == 0
+    code = "import sys; from hotplug import cli; sys.exit(cli.main())"
+    xen_hotplug = f"{sys.executable} -c '{code}' savefile"
+    words = f"printf 'in front' && {xen_hotplug} expand in.save - && printf behind"
+    command = f"{{ {words}; }} {redirection} out"
+    done = subprocess.run(command, shell=True, capture_output=True, check=False)  # noqa: S602 - as people do it
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (saved.parent / "out").read_bytes() == b"in front" + CONTENT + b"behind"
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -100,7 +100,7 @@ def rewrite(
     regular = form is not Form.PLAIN
     with reading(source, regular=regular) as image, Bar(image) as bar:
         before = os.fstat(image.fd)
-        with writing(target, before) as output:
+        with writing(target, image.fd) as output:
             forms.rewrite(image, output, form, keep=keep, progress=bar.show)
         bar.clear()
         if target != STANDARD:
@@ -110,8 +110,7 @@ def rewrite(
 
 def convert(arguments: argparse.Namespace) -> int:
     with reading(arguments.input, regular=True) as image, Bar(image) as bar:
-        before = os.fstat(image.fd)
-        with writing(arguments.output, before) as output:
+        with writing(arguments.output, image.fd) as output:
             has_config = conversion.convert(image, output, choice(arguments), bar.show)
         bar.clear()
     if not has_config:
@@ -149,7 +148,7 @@ def reading(path: str, flags: int = os.O_RDONLY, *, regular: bool = False) -> It
 
 
 @contextlib.contextmanager
-def writing(path: str, like: os.stat_result) -> Iterator[Output]:
+def writing(path: str, source: int) -> Iterator[Output]:
     """What is written to: standard output for ``-``."""
     if path == STANDARD:
         output = Output(1, "standard output", shared=True)
@@ -157,7 +156,7 @@ def writing(path: str, like: os.stat_result) -> Iterator[Output]:
         output.finish()
         output.settle()
         return
-    with replacing(path, like) as output:
+    with replacing(path, source) as output:
         yield output
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PERMISSIONS = 0o7777
 NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT)  # file systems without O_TMPFILE
 ZEROS = bytes(1 << 20)
+MAX_NAME = 200  # bytes; file systems allow 255, and something is added
+ACCESS_LIST = "system.posix_acl_access"
+NO_LIST = (errno.ENODATA, errno.EOPNOTSUPP)
 
 
 class Output:
@@ -83,15 +86,15 @@ class Output:
 
 
 @contextlib.contextmanager
-def replacing(path: str, like: os.stat_result) -> Iterator[Output]:
-    """A new file that takes the place of what is at ``path``, with the owner and mode of another.
+def replacing(path: str, source: int) -> Iterator[Output]:
+    """A new file that takes the place of what is at ``path``; who may read ``source`` may read it.
 
     It appears when it is complete and on the disk. Before that it has no name, so nothing is left
     of it if we are killed; where a file system cannot do that, one beginning with a dot.
     """
     refuse_special(path)
     folder, name = os.path.split(os.path.realpath(path))
-    hidden = f".{name[:200]}.{os.getpid()}.new"
+    hidden = f".{os.fsdecode(os.fsencode(name)[:MAX_NAME])}.{os.getpid()}.new"
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, directory)
@@ -102,7 +105,7 @@ def replacing(path: str, like: os.stat_result) -> Iterator[Output]:
         output = Output(fd, path)
         yield output
         output.finish()
-        take_over(fd, like)
+        take_over(fd, source)
         if not named:
             undo.callback(unlink, directory, hidden)
             os.link(f"/proc/self/fd/{fd}", hidden, dst_dir_fd=directory, follow_symlinks=True)
@@ -132,11 +135,38 @@ def unlink(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
 
 
-def take_over(fd: int, like: os.stat_result) -> None:
-    """Owner and mode, as far as we may; never more access than the other file gives."""
+def take_over(fd: int, source: int) -> None:
+    """Owner, mode and access list, as far as we may; never more access than the other file gives.
+
+    The mode of a pipe or a socket says nothing of what comes through it, so it stays our own.
+    """
+    like = os.fstat(source)
+    if not (stat.S_ISREG(like.st_mode) or stat.S_ISBLK(like.st_mode)):
+        return
     mode = stat.S_IMODE(like.st_mode)
     try:
         os.fchown(fd, like.st_uid, like.st_gid)
     except PermissionError:
         mode &= 0o700
+    else:
+        # With a list the group's bits in the mode are those that anybody in the list may have.
+        if not take_over_list(fd, source):
+            mode &= ~0o070
     os.fchmod(fd, mode)
+
+
+def take_over_list(fd: int, source: int) -> bool:
+    """Whether the access list is that of the other file now; it may have had one of the folder."""
+    try:
+        listed = os.getxattr(source, ACCESS_LIST)
+    except OSError as error:
+        if error.errno not in NO_LIST:
+            raise
+        with contextlib.suppress(OSError):
+            os.removexattr(fd, ACCESS_LIST)
+        return True
+    try:
+        os.setxattr(fd, ACCESS_LIST, listed)
+    except OSError:
+        return False
+    return True

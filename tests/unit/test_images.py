@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 
@@ -286,6 +288,64 @@ def test_an_owner_that_cannot_be_kept(saved, monkeypatch):
     monkeypatch.setattr(output.os, "fchown", refuse)
     assert cli.main(["savefile", "compact", str(saved), "out.save"]) == 0
     assert os.stat("out.save").st_mode & 0o777 == 0o600
+
+
+def access_list(*entries):
+    packed = b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    return struct.pack("<I", 2) + packed
+
+
+NOBODY_ELSE = 0xFFFFFFFF
+# The owner reads and writes, and so does user 1000; the file's group may do nothing.
+LISTED = access_list(
+    (1, 6, NOBODY_ELSE), (2, 6, 1000), (4, 0, NOBODY_ELSE), (16, 6, NOBODY_ELSE),
+    (32, 0, NOBODY_ELSE),
+)  # fmt: skip
+
+
+def test_an_access_list_is_kept(run, saved):
+    os.setxattr(saved, output.ACCESS_LIST, LISTED)
+    assert run("compact", saved, "out.save")[0] == 0
+    assert os.getxattr("out.save", output.ACCESS_LIST) == LISTED
+    assert os.stat("out.save").st_mode & 0o777 == 0o660
+
+
+def test_an_access_list_that_cannot_be_kept(run, saved, monkeypatch):
+    """Its mask in the mode would be what the group may do, which may do nothing."""
+
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    os.setxattr(saved, output.ACCESS_LIST, LISTED)
+    monkeypatch.setattr(output.os, "setxattr", refuse)
+    assert run("compact", saved, "out.save")[0] == 0
+    assert os.stat("out.save").st_mode & 0o777 == 0o600
+
+
+def test_the_folder_lets_nobody_else_read_it(run, saved):
+    os.setxattr(saved.parent, "system.posix_acl_default", LISTED)
+    assert run("compact", saved, "out.save")[0] == 0
+    assert output.ACCESS_LIST not in os.listxattr("out.save")
+
+
+def test_what_comes_through_a_socket_is_ours_alone(saved):
+    """A socket's mode is 0777, and sshd may give a command one to read from."""
+    ours, theirs = socket.socketpair()
+    code = "import sys; from hotplug import cli; sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "savefile", "expand", "-", "out.save"]
+    with ours, subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL) as process:
+        theirs.close()
+        ours.sendall(CONTENT)
+        ours.close()
+        assert process.wait() == 0
+    assert os.stat("out.save").st_mode & 0o777 == 0o600
+
+
+def test_a_name_as_long_as_it_may_be(run, saved):
+    name = "\xfc" * 127
+    saved.rename(name)
+    assert run("compact", name, name)[0] == 0
+    assert os.listdir() == [name]
 
 
 # A terminal

@@ -83,7 +83,7 @@ def _forms(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _action(
     actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, words: str
 ) -> argparse.ArgumentParser:
-    short = words.partition(":")[0].partition(".")[0].partition(";")[0]
+    short = words.partition(":")[0].partition(". ")[0].partition(";")[0]
     command = actions.add_parser(
         name, help=f"{short[0].lower()}{short[1:]}", description=f"{words}."
     )

@@ -136,9 +136,16 @@ def read_config(found: Summary, header: XlHeader) -> None:
         return
     try:
         told = json.loads(framing.config(header.optional_data).rstrip(b"\0"))["c_info"]
-        found.name, found.declared = told.get("name"), told.get("type")
+        found.name, found.declared = text(told.get("name")), text(told.get("type"))
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return  # verify complains
+
+
+def text(told: object) -> str | None:
+    """What a file says, if it is a string; nothing in it that a terminal would obey."""
+    if not isinstance(told, str):
+        return None
+    return "".join(letter if letter.isprintable() else "?" for letter in told)
 
 
 def count_pages(found: Summary, image: Image, scanner: Scanner | None, batch: Pages) -> None:

@@ -52,6 +52,17 @@ def test_info(run, saved):
     assert "zero: not counted" in run("info", "--quick", saved)[1]
 
 
+def test_a_name_that_no_terminal_should_see(run, saved):
+    """A lone surrogate cannot be printed, and an escape sequence should not be."""
+    config = {"c_info": {"type": ["pv"], "name": "a\ud800\x1b[2J\u00fc"}}
+    saved.write_bytes(Pv().file(config=config))
+    status, said, errors = run("info", saved)
+    assert (status, errors) == (0, "")
+    assert "guest     a??[2J\u00fc: pv, 64 bits" in said
+    saved.write_bytes(Pv().file(config={"c_info": {"name": {"no": "string"}}}))
+    assert json.loads(run("info", "--json", saved)[1])["name"] is None
+
+
 def test_verify(run, saved):
     assert run("verify", saved) == (0, f"{saved}: no rule of the format is broken\n", "")
     saved.write_bytes(CONTENT + b"tail")
@@ -373,6 +384,10 @@ def test_help(run, action):
     assert status == 0
     assert "usage: xen-hotplug savefile " + action in said
     assert action in run("--help")[1]
+
+
+def test_help_tells_the_whole_release(run):
+    assert "from one of Xen 4.5 or older" in " ".join(run("--help")[1].split())
 
 
 def test_a_sample_is_what_it_says():

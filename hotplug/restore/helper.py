@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hotplug.errors import HotplugError, RestoreError
+from hotplug.errors import HotplugError, RestoreError, error_text
 from hotplug.restore import messages
 from hotplug.restore.foreign import is_foreign
 from hotplug.restore.guest import Request, restore
@@ -191,7 +191,7 @@ def serve(xen: Xen, call: Call) -> int:
         except HotplugError as error:
             libxl.fail(str(error), getattr(error, "number", errno.EINVAL))
         except OSError as error:
-            libxl.fail(error.strerror or str(error), error.errno or errno.EIO)
+            libxl.fail(error_text(error), error.errno or errno.EIO)
         except Exception as error:  # noqa: BLE001 - whatever it is, libxl gets an answer
             libxl.fail(f"restoring failed: {type(error).__name__}: {error}", errno.EINVAL)
         else:

@@ -30,9 +30,10 @@ class Image:
     """An open save file; the descriptor stays its owner's."""
 
     def __init__(self, fd: int, name: str) -> None:
-        status = os.fstat(fd)
         self.fd = fd
         self.name = name
+        with self.named():
+            status = os.fstat(fd)
         self.size: int | None = None  # of what can be read at any offset
         self.offset = 0  # of the next byte that nobody has consumed
         if stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode):
@@ -54,6 +55,15 @@ class Image:
             yield
         except StreamError as error:
             raise self.error(error) from error
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Adds the name to what the system says of reading it."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or self.name
+            raise
 
     # Driving
 

@@ -49,11 +49,12 @@ class Source(Protocol):
 class FileSource:
     """Places are offsets in the file."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, image: Image) -> None:
+        self._image = image
 
     def read(self, address: int, places: array[int]) -> None:
-        native.read_pages(self._fd, address, places)
+        with self._image.named():
+            native.read_pages(self._image.fd, address, places)
 
 
 class BufferSource:
@@ -115,8 +116,12 @@ class Reader:
 
     def __iter__(self) -> Iterator[Batch | LibxcHeader | Record | StaticDataInferred]:
         """Everything in its order. What is wrong with the image is raised at its place."""
+        with self._image.named():
+            yield from self._pieces()
+
+    def _pieces(self) -> Iterator[Batch | LibxcHeader | Record | StaticDataInferred]:
         parts: list[Part] = []
-        source = self._pipe or FileSource(self._image.fd)
+        source = self._pipe or FileSource(self._image)
         most = BATCH if self._pipe is None else 1  # there is one buffer
         for piece in self._image.pieces(self._parser):
             if isinstance(piece, Pages):

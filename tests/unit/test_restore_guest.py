@@ -201,6 +201,17 @@ def test_holes_are_not_read(tmp_path, full):
     assert DIRT not in xen.pages.values()
 
 
+@pytest.mark.parametrize("call", ["find_zeros_in_file", "read_pages"])
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch, call):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(reading.native, call, broken)
+    xen = FakeXen()
+    with pytest.raises(OSError, match="Input/output error: 'the image'"):
+        restored(Pv().stream(), tmp_path, xen)
+
+
 def test_superpages_where_the_guest_has_a_row(tmp_path):
     xen = FakeXen()
     xen.superpages = 1  # then there are no more

@@ -192,6 +192,19 @@ def test_the_hypervisor_refuses():
     assert_failed(libxl, "page tables cannot be pinned", errno.EPERM)
 
 
+def test_the_image_cannot_be_read(monkeypatch):
+    """Which of the two that a restore deals with it was that failed, is said."""
+
+    def broken(*_):
+        raise OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    monkeypatch.setattr(os, "readv", broken)
+    libxl = Libxl(FakeXen(), Pv().stream())
+    assert libxl.skip_notes()[0] == 8
+    libxl.answer(0)
+    assert_failed(libxl, "the image: Connection reset by peer", errno.ECONNRESET)
+
+
 def test_libxl_goes_away():
     libxl = Libxl(FakeXen(), Pv().stream())
     assert libxl.skip_notes()[0] == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import stat
 import sys
 import time
@@ -22,9 +23,11 @@ from hotplug.restore.pieces import Guest
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+    from typing import NoReturn
 
 MIB = 1 << 20
 STANDARD = "-"
+ENDED = 128  # exit status, and the signal's number: as a shell has it
 EVERY = 0.1  # seconds between two looks of the bar
 WIDTH = 40  # characters of the bar
 GUESTS = {"pv": Guest.PV, "hvm": Guest.HVM}
@@ -38,7 +41,28 @@ def run(arguments: argparse.Namespace) -> int:
         "expand": expand,
         "convert": convert,
     }
-    return actions[arguments.action](arguments)
+    with undone_when_ended():
+        return actions[arguments.action](arguments)
+
+
+@contextlib.contextmanager
+def undone_when_ended() -> Iterator[None]:
+    """Let what is half done be undone if somebody ends us, or our terminal goes.
+
+    A file that has no name yet vanishes by itself, but NFS and others have no such files.
+    """
+    ending = [n for n in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in ending:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def leave(number: int, _: object) -> NoReturn:
+    raise SystemExit(ENDED + number)
 
 
 def info(arguments: argparse.Namespace) -> int:

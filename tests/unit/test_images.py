@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 import savefiles
@@ -274,6 +276,27 @@ def test_interrupted_at_any_step(saved, monkeypatch, call):
     with pytest.raises(Killed):
         cli.main(["savefile", "compact", str(saved), "out.save"])
     monkeypatch.undo()
+    assert others(saved) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ended_where_files_have_names(saved, monkeypatch, number):
+    def ended(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(output.os, "open", without_tmpfile)
+    monkeypatch.setattr(output.os, "pwrite", ended)
+    child = os.fork()
+    if not child:
+        status = 0
+        try:
+            cli.main(["savefile", "compact", str(saved), "out.save"])
+        except SystemExit as end:
+            status = end.code
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
     assert others(saved) == []
 
 

@@ -32,6 +32,7 @@ ORDER, EXTENT = 9, 512  # pages of a superpage
 ZERO = bytes(PAGE)
 CLEAR_PAGE = 16  # MMUEXT_CLEAR_PAGE
 WINDOW = 4096  # pages that are mapped at once
+GROWTH = 1 << 20  # pfns that the p2m grows by at once, 8 MiB
 # How many windows may wait to be unmapped, and batches to be cleared: a dom0 that is a PVH domain
 # itself gives a page of its own for each that it has mapped.
 WAITING = 6
@@ -149,9 +150,9 @@ class Memory:
         self._background = Background()
 
     def grow(self, pfns: int) -> None:
-        """Make room for so many pfns."""
-        if pfns > len(self.p2m):
-            self.p2m.extend(invalid(pfns - len(self.p2m)))
+        """Make room for so many pfns; in steps, or it would take twice the room for a moment."""
+        while pfns > len(self.p2m):
+            self.p2m.extend(invalid(min(pfns - len(self.p2m), GROWTH)))
 
     def frame(self, pfn: int, what: str) -> int:
         """The frame of a pfn that must have one."""

@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -417,6 +418,19 @@ def test_an_image_of_another_kind(tmp_path):
 def test_more_vcpus_than_the_domain(tmp_path):
     with pytest.raises(RestoreError, match="the image has vcpu 1, but the domain's last one is 0"):
         restored(Pv(vcpus=2).stream(), tmp_path)
+
+
+def test_a_guest_with_room_for_much_more():
+    """An image may tell of a terabyte in 4 MB; the p2m takes 8 bytes for a pfn, and no more."""
+    found = memory.Memory(FakeXen(), FakeXen().info)
+    pfns = 1 << 23
+    tracemalloc.start()
+    found.grow(pfns + 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * pfns * 1.4
+    assert len(found.p2m) == pfns + 1
+    assert not found.has(pfns)
 
 
 def test_no_memory(tmp_path):

@@ -93,6 +93,8 @@ def compact(arguments: argparse.Namespace) -> int:
         raise UsageError("name IN and OUT, or --in-place and one FILE")
     if arguments.in_place and arguments.dense:
         raise UsageError("--dense moves what is in the file, so it needs another file OUT")
+    if arguments.in_place and arguments.input == STANDARD:
+        raise UsageError("--in-place changes a file, so name it; - is standard input")
     if arguments.in_place:
         return compact_in_place(arguments.input)
     if arguments.dense:

@@ -8,6 +8,7 @@ themselves. The modules for a command are imported by that command.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -132,12 +133,17 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def fill_standard_descriptors() -> None:
-    """Where our caller closed one, a file of ours must not get its number."""
+    """Where our caller closed one, a file of ours must not get its number.
+
+    A path that is no UTF-8 is printed as it is.
+    """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD:
         os.set_inheritable(fd, True)
     os.close(fd)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for as long as we are
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - the same
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def leave_output() -> None:

@@ -54,6 +54,20 @@ def test_info(run, saved):
     assert "zero: not counted" in run("info", "--quick", saved)[1]
 
 
+def test_a_file_whose_name_is_not_utf_8(saved):
+    """With Python's strictest way to write, which is that of most locales."""
+    code = "import sys; from hotplug import cli; sys.exit(cli.main())"
+    name = b"\xff.save"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "savefile", "compact", saved, name],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert name in done.stdout
+
+
 def test_a_name_that_no_terminal_should_see(run, saved):
     """A lone surrogate cannot be printed, and an escape sequence should not be."""
     config = {"c_info": {"type": ["pv"], "name": "a\ud800\x1b[2J\u00fc"}}

@@ -30,6 +30,7 @@ class Link:
     up: bool  # IFF_UP
     master: int  # the index of the bridge that it is a port of; 0: none
     master_kind: str = ""  # IFLA_INFO_SLAVE_KIND, e.g. "openvswitch"
+    group_learning: bool = False  # a bridge's: it learns who sends to its own group addresses too
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Change:
     mtu: int | None = None
     master: int | None = None  # 0 releases it
     up: bool | None = None
+    group_learning: bool | None = None  # of a bridge
 
 
 @dataclass(frozen=True, slots=True)

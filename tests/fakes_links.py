@@ -40,7 +40,8 @@ class FakeLinks:
 
     def add(self, name, kind="", mac="02:00:00:00:00:01", mtu=1500, *, up=False):
         self.last += 1
-        self.links[self.last] = Link(self.last, name, kind, mac, mtu, up, 0)
+        learns = kind == "bridge"
+        self.links[self.last] = Link(self.last, name, kind, mac, mtu, up, 0, group_learning=learns)
         self.of_links[self.last] = []
         return self.links[self.last]
 
@@ -91,6 +92,9 @@ class FakeLinks:
                 if not change.up:
                     self._forget(link.index)
                 self._set(link, up=change.up)
+            if change.group_learning is not None:
+                self._refuse_unless(link, link.kind == "bridge", errno.EOPNOTSUPP)
+                self._set(link, group_learning=change.group_learning)
 
     def _rename(self, link, name):
         taken = any(other.name == name for other in self.links.values() if other != link)

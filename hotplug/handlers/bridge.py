@@ -121,6 +121,8 @@ def set_up(
         now = vif.change(host, link, wish, optional=("mac", "mtu"))
         if vlans:
             host.links.set_vlans(link, bridge, vlans)
+        if allowed and bridge.group_learning:  # which no filter sees
+            host.links.change(bridge, Change(group_learning=False))
         filters.guard(host, card, allowed, spoofing.alone(card.ip))
         if vlans or allowed:
             host.links.change(link, Change(up=True))

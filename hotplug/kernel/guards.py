@@ -6,7 +6,8 @@
   link's name up in a map for its chain, and then has the rules that are the same for all.
 - A bridge hands frames to its own group address (01:80:c2:00:00:0X) to the stack as the port's,
   past the bridge's hook, IP or not (br_handle_frame, net/bridge/br_input.c). So of a guarded port,
-  the map of inet drops everything. With bridge netfilter, what goes over a bridge comes to inet
+  the map of inet drops everything. That the bridge learns their senders before, its own option
+  must forbid (links.py). With bridge netfilter, what goes over a bridge comes to inet
   as the bridge's.
 - What goes *to* guests is not filtered.
 - A link is known by its name, as a rule would know it. Who renames it does so while it is down.

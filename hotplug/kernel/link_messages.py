@@ -12,13 +12,16 @@ import os
 import struct
 import sys
 
-from hotplug.kernel.genetlink import attribute, attributes, string, u32
+from hotplug.kernel.genetlink import attribute, attributes, nested, string, u32
 from hotplug.kernel.rtnetlink_abi import HEADER, IFF_UP, RTEXT_FILTER_SKIP_STATS
 from hotplug.network import Change, Link
 
 IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_EXT_MASK = 1, 3, 4, 10, 18, 29
-IFLA_INFO_KIND, IFLA_INFO_SLAVE_KIND = 1, 4
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND = 1, 2, 4
+IFLA_BR_MULTI_BOOLOPT = 46
+BOOLOPT = struct.Struct("=II")  # struct br_boolopt_multi: values, and which of them are meant
+NO_LL_LEARN = 1 << 0  # BR_BOOLOPT_NO_LL_LEARN
 WITHOUT_STATISTICS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 
 
@@ -46,6 +49,10 @@ def changed(index: int, change: Change) -> bytes:
         parts.append(u32(IFLA_MTU, change.mtu))
     if change.master is not None:
         parts.append(u32(IFLA_MASTER, change.master))
+    if change.group_learning is not None:
+        option = BOOLOPT.pack(0 if change.group_learning else NO_LL_LEARN, NO_LL_LEARN)
+        data = nested(IFLA_INFO_DATA, attribute(IFLA_BR_MULTI_BOOLOPT, option))
+        parts.append(nested(IFLA_LINKINFO, string(IFLA_INFO_KIND, "bridge") + data))
     return b"".join(parts)
 
 
@@ -63,7 +70,14 @@ def link(message: bytes) -> Link:
         up=bool(flags & IFF_UP),
         master=number(found.get(IFLA_MASTER, b"")),
         master_kind=text(info.get(IFLA_INFO_SLAVE_KIND, b"")),
+        group_learning=text(info.get(IFLA_INFO_KIND, b"")) == "bridge" and learns(info),
     )
+
+
+def learns(info: dict[int, bytes]) -> bool:
+    """Whether a bridge learns from frames to its own group addresses."""
+    option = attributes(info.get(IFLA_INFO_DATA, b"")).get(IFLA_BR_MULTI_BOOLOPT)
+    return option is not None and not BOOLOPT.unpack(option)[0] & NO_LL_LEARN
 
 
 def text(value: bytes) -> str:

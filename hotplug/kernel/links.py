@@ -7,6 +7,9 @@ True in the kernel and not obvious (net/core/rtnetlink.c, do_setlink):
 - A link can be renamed only while it is down (EBUSY; since 6.2, commit bd039b5ea2a9, also up).
 - A bridge takes the lowest MAC of its ports as its own, unless it was given one: hence the MAC of
   all backends, which is as high as a unicast one can be.
+- A bridge learns the senders of frames to its own group addresses (01:80:c2:00:00:0X) before any
+  hook of netfilter's sees them (br_handle_frame, net/bridge/br_input.c), unless it was told not to
+  (no_linklocal_learn, Linux 5.0, commit 70e4272b4c81).
 - IPv4 addresses outlive a link that goes down, IPv6 ones do not by default.
 - To become the port that a link is already is no change, and no error.
 """

@@ -8,6 +8,9 @@ from __future__ import annotations
 from harness.lines import F_CARD
 from harness.outcomes import assert_refused
 from harness.rules import guarded
+from harness.wires import socket_in
+
+FORGED = bytes.fromhex("02000000beef")
 
 
 @F_CARD
@@ -58,3 +61,28 @@ def test_what_a_former_link_of_this_name_had_goes(card_runner, net, card):
     backend.write("ip", "")
     assert card_runner.online(backend).status == 0
     assert guarded(net) == set()
+
+
+@F_CARD
+def test_a_bridge_learns_no_forged_mac(card_runner, net, card):
+    """Frames to its own group addresses come to it past every filter."""
+    backend = card(ip="10.0.0.2")
+    guest = net.peer(backend.link)
+    net.ip("link", "set", "dev", guest, "up")
+    assert card_runner.online(backend).status == 0
+    with socket_in(net) as raw:
+        raw.bind((guest, 0))
+        for last in range(16):
+            group = bytes.fromhex(f"0180c20000{last:02x}")
+            raw.send(group + FORGED + bytes.fromhex("88cc") + bytes(46))
+    assert FORGED.hex(":") not in net.run("bridge", "fdb", "show").stdout
+
+
+@F_CARD
+def test_a_bridge_of_cards_without_addresses_is_left_alone(card_runner, net, card):
+    net.add_bridge("xenbr7")
+    try:
+        assert card_runner.online(card(bridge="xenbr7")).status == 0
+        assert "no_linklocal_learn 0" in net.run("ip", "-d", "link", "show", "xenbr7").stdout
+    finally:
+        net.delete("xenbr7")

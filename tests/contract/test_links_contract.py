@@ -136,6 +136,14 @@ def test_bridges(world):
     assert made[0].kind == "bridge"
 
 
+def test_what_a_bridge_learns_from(world):
+    link, bridge = world.add("vif1.0"), world.add("xenbr0", "bridge")
+    assert (link.group_learning, bridge.group_learning) == (False, True)
+    for learns in (False, False, True):
+        world.links.change(bridge, Change(group_learning=learns))
+        assert world.links.get(bridge.index).group_learning is learns
+
+
 def test_change_everything(world):
     link, bridge = world.add("vif1.0"), world.add("xenbr0", "bridge")
     wish = Change(name="guest", mac=PORT_MAC, mtu=9000, master=bridge.index, up=True)

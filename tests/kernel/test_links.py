@@ -396,6 +396,7 @@ def test_links_as_pyroute2_reads_them(net, links):
             bool(theirs["flags"] & rt.IFF_UP),
             theirs.get_attr("IFLA_MASTER") or 0,
             (info.get_attr("IFLA_INFO_SLAVE_KIND") if info else None) or "",
+            group_learning=theirs.get_attr("IFLA_IFNAME") == "xenbr0",
         )
     assert {link_messages.link(data).master_kind for data in found} == {"", "bridge"}
 

@@ -88,6 +88,8 @@ class Forward:
 
     def unaccept(self, link: str, deadline: Deadline) -> None:
         """The link may be no port any more, and bridge netfilter have been switched off."""
+        if not NAME.fullmatch(link):
+            return  # nor were they ever told one
         for tool in TOOLS if os.path.exists(BRIDGE_NETFILTER) else ():
             self._replace(tool, link, [], deadline, of_stock=True)
 

@@ -147,6 +147,22 @@ def test_firewall_cleanup_after_a_failure(card_runner, net, card, forward, hook)
     assert forward() == []
 
 
+@F_CARD
+@pytest.mark.parametrize("name", ["w\u00e4b", "a+b", "-x", "w*"])
+def test_firewall_cleanup_of_a_name_that_iptables_cannot_be_told(
+    card_runner, net, card, forward, name
+):
+    """113: there are no rules of it, and nothing is left to be done."""
+    backend, unknown = card(vifname=name, ip="10.0.0.2"), card(vifname="other+")
+    assert card_runner.online(backend).status == 0
+    assert_port(net, name)
+    assert forward() == []
+    assert card_runner.offline(backend).status == 0
+    assert card_runner.offline(unknown).status == 0
+    journal = card_runner.place.rundir / "journal"
+    assert not journal.exists() or not list(journal.iterdir())
+
+
 @K_CARD
 def test_firewall_unusable(card_runner, net, card, forward):
     """114: iptables not working: online succeeds."""

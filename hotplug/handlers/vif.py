@@ -164,17 +164,18 @@ def find(host: Host, vif: Vif, entry: Entry) -> Link:
 def check_name(name: str, whose: str) -> None:
     """Refuse what can be no link's name: see dev_valid_name() in the kernel's net/core/dev.c.
 
-    It takes a '%' for a pattern, and gives the link a name that nobody asked for.
+    It takes a '%' for a pattern, and gives the link a name that nobody asked for. What is set for a
+    link ``all`` or ``default`` is set for every link: see below /proc/sys/net/ipv4/conf.
     """
     if len(os.fsencode(name)) > NAME_SIZE:
         raise HotplugError(
             f"the interface name {name}, {whose}, is too long:"
             f" a network interface's name has at most {NAME_SIZE} bytes"
         )
-    if name in (".", "..") or FORBIDDEN.search(os.fsencode(name)):
+    if name in (".", "..", "all", "default") or FORBIDDEN.search(os.fsencode(name)):
         raise HotplugError(
             f"the interface name '{name}', {whose}, is not allowed:"
-            " no blanks, no control characters, no '/', no ':' and no '%'"
+            " no blanks, no control characters, no '/', no ':', no '%', and not 'all' or 'default'"
         )
 
 

@@ -147,6 +147,8 @@ def test_odd_bytes_in_vifname(card_runner, net, card, name):
         ("a:b", "not allowed"),
         ("vif%d", "not allowed"),
         ("a\tb", "not allowed"),
+        ("all", "not allowed"),
+        ("default", "not allowed"),
     ],
 )
 def test_bad_vifname(card_runner, net, card, name, word):

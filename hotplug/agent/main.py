@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from hotplug.ports import Host
 
 WATCH = "backend"
-LOCKS = ("block", "iptables", "vif-nat-dhcp", "vifname")  # that our handlers hold
+LOCKS = ("block", "iptables", "vif-nat-dhcp", "vif-route-proxies", "vifname")  # our handlers'
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 BURST = 0.005  # seconds that the events of a toolstack's transaction take to come
 LAST_LOOK = 1.0  # seconds for the store to tell us

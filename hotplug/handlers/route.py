@@ -10,20 +10,25 @@ entry that this needs for each IPv6 address is made here).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from hotplug.errors import HotplugError
 from hotplug.handlers import arrival, filters, hooks, routed, vif, vlan
+from hotplug.handlers.targets.tool import Grace
 
 if TYPE_CHECKING:
     from hotplug.events import Event
     from hotplug.handlers.routed import Routing
     from hotplug.handlers.vif import Vif
     from hotplug.network import Link
-    from hotplug.ports import Entry, Host
+    from hotplug.ports import Attachment, Entry, Host
 
 SCRIPT = "vif-route"
 METRICS = {"vif": 2, "tap": 1}
+# In the journal: the outer link's index, and the addresses that it is to answer for.
+GATEWAY, PROXIED = "gateway", "proxied"
+LOCK = "vif-route-proxies"
 
 
 def online(host: Host, event: Event) -> None:
@@ -44,9 +49,9 @@ def online(host: Host, event: Event) -> None:
             card,
             link,
             SCRIPT,
-            gateway=gateway.index,
-            proxied=" ".join(proxied),
             main_ip=address,
+            **{GATEWAY: gateway.index},
+            **{PROXIED: " ".join(proxied)},
             **filters.facts(allowed),
             **{vif.UNFINISHED: 1},
         )
@@ -77,16 +82,41 @@ def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
 
 
 def unproxy(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
-    """Remove the neighbour entries that the journal has."""
-    index = vif.remembered(entry, role, "gateway")
-    gateway = None
-    with vif.best_effort(problems):
-        gateway = host.links.get(int(index)) if index else None
-    if gateway is None:
+    """Remove the neighbour entries that the journal has, unless another card has the address too.
+
+    A guest that is restored on this host comes before the old one goes. Of two that go at once, the
+    last one removes them: so the journal forgets them under the lock.
+    """
+    addresses = vif.remembered(entry, role, PROXIED).split()
+    if not addresses or entry.attachment is None:
         return
-    for address in vif.remembered(entry, role, "proxied").split():
-        with vif.best_effort(problems):
-            host.links.unproxy_neighbour(gateway, address)
+    failed: list[str] = []
+    with vif.best_effort(failed), host.locks.hold(LOCK, Grace(host.deadline)):
+        gateway = host.links.get(int(vif.remembered(entry, role, GATEWAY)))
+        kept = proxied_for_others(host, entry.attachment, role) if gateway is not None else set()
+        for address in addresses:
+            if gateway is not None and address not in kept:
+                with vif.best_effort(failed):
+                    host.links.unproxy_neighbour(gateway, address)
+        if not failed:
+            facts = {**entry.attachment.facts, f"{role}_{PROXIED}": ""}
+            entry.record(dataclasses.replace(entry.attachment, facts=facts))
+    problems += failed
+
+
+def proxied_for_others(host: Host, own: Attachment, role: str) -> set[str]:
+    """The addresses that the same outer link answers for, for other cards."""
+    found: set[str] = set()
+    for device in host.journal.devices():
+        other = host.journal.peek(device) if device.kind == "vif" else None
+        facts = other.facts if other is not None else {}
+        same, mine = (
+            facts.get(f"{role}_{fact}") == own.facts.get(f"{role}_{fact}")
+            for fact in (GATEWAY, "index")
+        )
+        if same and not mine:
+            found.update(str(facts.get(f"{role}_{PROXIED}", "")).split())
+    return found
 
 
 def gateway_of(host: Host, card: Vif) -> tuple[Link, str]:
@@ -125,9 +155,12 @@ def proxied_by(card: Vif, routing: Routing) -> list[str]:
 
 
 def proxy(host: Host, gateway: Link, addresses: list[str]) -> None:
-    for address in addresses:
-        with routed.tolerated(host, address, f"{gateway.name} has no IPv6"):
-            host.links.proxy_neighbour(gateway, address)
+    if not addresses:
+        return
+    with host.locks.hold(LOCK, host.deadline):  # see unproxy
+        for address in addresses:
+            with routed.tolerated(host, address, f"{gateway.name} has no IPv6"):
+                host.links.proxy_neighbour(gateway, address)
 
 
 def variables(card: Vif, command: str, address: str) -> dict[str, str]:

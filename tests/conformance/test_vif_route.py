@@ -123,6 +123,19 @@ def test_route_ipv6(card_runner, net, routed):
 
 
 @F_CARD
+def test_route_ipv6_moves_to_the_next_guest(card_runner, net, routed):
+    """119: a guest that is restored beside the old one keeps its address when that one goes."""
+    former, new = routed(ip="2001:db8::2 2001:db8::3"), routed(ip="2001:db8::2")
+    for backend in (former, new):
+        assert card_runner.online(backend).status == 0
+    assert card_runner.offline(former).status == 0
+    assert "2001:db8::2" in net.routes_over(new.link)
+    assert net.proxied("eth0") == {"2001:db8::2"}
+    assert card_runner.offline(new).status == 0
+    assert net.proxied("eth0") == set()
+
+
+@F_CARD
 def test_route_ipv6_off(card_runner, net, routed):
     """118: IPv6 that is off does not break IPv4."""
     backend = routed(ip="2001:db8::2 10.0.0.2")

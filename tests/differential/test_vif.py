@@ -1,9 +1,11 @@
-"""Random cards through the stock vif-bridge and through ours; what may differ is in cards.py."""
+"""Random cards through the stock vif-bridge and through ours; what may differ is in bridged.py."""
 
 from __future__ import annotations
 
 import pytest
-from differential.cards import Card, Move, Run, Scenario, Side, play, prepare, scenarios
+from differential.bridged import explain, scenarios
+from differential.cards import Card, Move, Run, Scenario, play
+from differential.side import Side, prepare
 from harness.netns import netns
 from harness.place import place
 from harness.run import Runner
@@ -44,7 +46,7 @@ def sides(request):
 
 
 def check(sides, scenario):
-    for defect in play(*sides(scenario)):
+    for defect in play(*sides(scenario), explain):
         event(defect)
 
 
@@ -78,4 +80,4 @@ def test_any_run_leaves_what_stock_leaves(sides, scenario):
 @AGENT
 @pytest.mark.parametrize("name", DEFECTS)
 def test_the_defect_is_met(sides, name):
-    assert play(*sides(DEFECTS[name])) == [name]
+    assert play(*sides(DEFECTS[name]), explain) == [name]

@@ -230,13 +230,15 @@ class Runner:
         action: str,
         role: str = "vif",
         variables: Mapping[str, str | None] | None = None,
+        words: tuple[str, ...] = (),
         **options,
     ) -> Running:
-        """Start a card's script."""
+        """Start a card's script, with further words of the administrator's."""
         configured = (backend.read("script") or b"vif-bridge").decode()
         options = {"script": os.path.basename(configured), **options}
         known = {"vif": backend.link, **(variables or {})}
-        return self.start(backend, action, f"type_if={role}", variables=known, **options)
+        arguments = (action, f"type_if={role}", *words)
+        return self.start(backend, *arguments, variables=known, **options)
 
     def log_size(self) -> int:
         log = self.place.log_file

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 from harness.cards import assert_port, assert_released
 from harness.lines import F_CARD, K_CARD
-from harness.locks import wait_until
+from harness.locks import held, wait_until
 from harness.outcomes import assert_refused
 
 
@@ -214,3 +217,46 @@ def test_killed_run_and_offline(card_runner, net, card, hook):
     assert card_runner.offline(backend).status == 0
     names = net.links()
     assert_released(net, backend.link if backend.link in names else "killed")
+
+
+DEADLINE = 1.0
+MARGIN = 3.0  # seconds: to start an interpreter on a busy machine, and to undo
+
+
+@pytest.fixture
+def hurried(card_runner):
+    """A deadline that no test has to wait long for."""
+    card_runner.reconfigure(deadline=DEADLINE)
+    yield card_runner
+    card_runner.reconfigure()
+
+
+def assert_bounded(runner, backend):
+    began = time.monotonic()
+    result = runner.online(backend)
+    assert time.monotonic() - began < DEADLINE + MARGIN
+    assert result.status == 1
+    assert backend.read("hotplug-status") == b"error"
+    assert b"1 s" in backend.read("hotplug-error")
+
+
+@F_CARD
+def test_bounded_run_time_of_a_hook(hurried, net, card, hook):
+    """21: no wait, lock or device, can exceed 35 s in total (D23, D45). Nor can a hook's."""
+    backend = card()
+    waiting = hook("10-wait", "echo $$; exec sleep 1000")
+    assert_bounded(hurried, backend)
+    assert_released(net, backend.link)
+    (pid,) = waiting()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@F_CARD
+def test_bounded_run_time_of_a_lock(hurried, net, card):
+    """21: the lock of the names that vifname gives (D23)."""
+    backend = card(vifname="waiting")
+    with held(hurried.place.rundir / "vifname"):
+        assert_bounded(hurried, backend)
+    assert_released(net, backend.link)
+    assert hurried.online(backend).status == 0
+    assert_port(net, "waiting")

@@ -1,4 +1,4 @@
-"""Checklist lines 3, 14 to 17 and 19: how a script for network cards is called."""
+"""Checklist lines 3, 14 to 17, 19 and 24: how a script for network cards is called."""
 
 from __future__ import annotations
 
@@ -200,3 +200,19 @@ def test_arguments_of_a_card_never_evaluated(card_runner, card, tmp_path):
     )
     assert result.status == 0
     assert not file.exists()
+
+
+@F_CARD
+def test_udev_call_suppressed_by_key(card_runner, net, card):
+    """24: UDEV_CALL set and libxl/disable_udev present: NOP. See test_invocation.py."""
+    backend = card()
+    before = everything(card_runner, net)
+    store = card_runner.place.store
+    store.write("/local/domain/0/libxl/disable_udev", "1")
+    try:
+        for value, status in (("1", b""), ("", b"connected")):
+            assert card_runner.online(backend, variables={"UDEV_CALL": value}).status == 0
+            assert backend.read("hotplug-status") == status
+            assert (states(net) == before[1]) == (not status)
+    finally:
+        store.remove("/local/domain/0/libxl")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hotplug.errors import BackendGoneError
-from hotplug.handlers import block, hooks, vif
+from hotplug.handlers import hooks, vif
+from hotplug.handlers.transactions import begin
 from hotplug.handlers.vif import CONNECTED, Vif
 from hotplug.ports import Write
 
@@ -68,7 +69,7 @@ def of(host: Host, event: Event, *, takes_time: bool = False) -> Iterator[Arriva
     with contextlib.ExitStack() as resources:
         begun = None
         if not vif.is_tap(event) and not takes_time:
-            begun = block.begin(host, resources, with_next=True)
+            begun = begin(host, resources, with_next=True)
         card = Vif.read(host, event)
         if not card.exists:
             raise BackendGoneError(f"there is no backend {card.device}; was the device removed?")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hotplug.errors import BackendGoneError, HotplugError
 from hotplug.handlers.disk import CONNECTED, INIT_WAIT, Disk, refuse_state, retraction
 from hotplug.handlers.targets import table
+from hotplug.handlers.transactions import begin
 from hotplug.ports import Write
 
 if TYPE_CHECKING:
@@ -73,13 +74,6 @@ def add(host: Host, event: Event) -> None:
             commit(host, device, begun, tell, undo)
         attached.verify()
         undo.pop_all()
-
-
-def begin(host: Host, resources: contextlib.ExitStack, *, with_next: bool = False) -> Begun:
-    """Ask for a transaction. If a worker of the agent hangs, it ends when its time is up."""
-    begun = resources.enter_context(host.store.begin(with_next=with_next))
-    host.deadline.hold(begun.give_up)
-    return begun
 
 
 def another(

@@ -196,6 +196,7 @@ ONESHOT = {
     "hotplug.ports",
     *(f"hotplug.handlers{name}" for name in ("", ".block", ".disk", ".foreign", ".sharing")),
     "hotplug.handlers.table",
+    "hotplug.handlers.transactions",
     *(f"hotplug.handlers.targets{name}" for name in ("", ".file", ".phy", ".table")),
     *(module for module in MODULES if module.startswith(("hotplug.kernel", "hotplug.xenstore"))),
 } - {

@@ -1,8 +1,8 @@
 """vif-bridge: a card becomes a port of a bridge.
 
-Setting it up is one or two requests to the kernel, and undone if anything fails. Taking it back
-is best effort: it releases the port from whichever bridge has it, needs no bridge to be there,
-and never fails the toolstack's removal.
+Setting it up is one or two changes of links, one more for the first card of a bridge that is held
+to its addresses, and undone if anything fails. Taking it back is best effort: it releases the port
+from whichever bridge has it, needs no bridge to be there, and never fails the toolstack's removal.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotplug.kernel import bridge_vlan, link_messages
 from hotplug.kernel import rtnetlink_abi as rt
+from hotplug.kernel.rtnetlink_request import Request
 from hotplug.network import Address, Change, Link, Route
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ class KernelLinks:
 
     def _one(self, wanted: bytes) -> Link | None:
         try:
-            found = self._kernel.exchange(rt.RTM_GETLINK, wanted)
+            answer = self._kernel.exchange(Request(rt.RTM_GETLINK, wanted))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
             raise
-        return link_messages.link(found[0]) if found else None
+        return link_messages.link(answer.messages[0])
 
     def wait_for(self, name: str, deadline: Deadline) -> Link:
         """A link that may be yet to come: the kernel tells of each one that it makes or renames."""
@@ -108,7 +109,8 @@ class KernelLinks:
     def change(self, link: Link, change: Change) -> None:
         """One request; if it fails, part of it may be done."""
         with named(link):
-            self._kernel.exchange(rt.RTM_NEWLINK, link_messages.changed(link.index, change))
+            body = link_messages.changed(link.index, change)
+            self._kernel.exchange(Request(rt.RTM_NEWLINK, body))
 
     def addresses(self, link: Link) -> Sequence[Address]:
         return [

@@ -4,9 +4,14 @@ The messages are pyroute2's (rtnetlink_messages.py) but for those about links, o
 of a card has three (link_messages.py). The socket is ours: pyroute2's IPRoute (0.9) keeps an event
 loop and a socket for each thread that asks, and takes more than twice the time.
 
-- A request with NLM_F_ACK is answered before send() returns: rtnetlink works in the caller's
-  context, under one lock for the whole network namespace (RTNL). So an answer is there at once, or
-  the kernel itself hangs.
+- A datagram may have several requests. They are served in order before send() returns: rtnetlink
+  works in the caller's context, under one lock for the whole network namespace (RTNL). A refused
+  one keeps none of those behind it. So answers are there at once, or the kernel itself hangs.
+- Who is refused is told, who succeeds only if he asked for it (NLM_F_ACK). Answers have the order
+  of the requests, so that of the last one says that all are there.
+- But for a dump's: what fits into 32 KiB is told in its turn, the rest as answers are read. Before
+  Linux 6.9 that is also the end, NLMSG_DONE, and of a dump of addresses the IPv6 ones, if there are
+  IPv4 ones. As long as one is not at its end, another is refused (EBUSY).
 - NETLINK_GET_STRICT_CHK (Linux 4.20) makes dumps honour an interface index in the request.
 """
 
@@ -14,32 +19,28 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import socket
 import struct
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from hotplug.kernel.rtnetlink_abi import (
-    ERROR_CODE,
     HEADER,
     NETLINK_GET_STRICT_CHK,
     NLM_F_ACK,
     NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
     NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
     SOL_NETLINK,
 )
+from hotplug.kernel.rtnetlink_request import Answer, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 BUFFER = 1 << 16  # bytes; the kernel's dumps come in pieces of at most 32 KiB
 SECONDS = 5  # for an answer; see above
 TIMEVAL = struct.Struct("@ll")
+BATCH = 64  # requests in a datagram: the answers to more might not fit into the socket's buffer
 DUMPS = 16  # tries at one that the kernel says was interrupted by a change
 
 
@@ -56,16 +57,50 @@ class Rtnetlink:
         self._mutex = threading.Lock()
         self._sequence = itertools.count(1)
 
-    def exchange(self, kind: int, body: bytes, flags: int = NLM_F_ACK) -> list[bytes] | None:
-        """Send a request, return the messages that answer it, headers and all.
+    def exchange_all(self, requests: Sequence[Request]) -> list[Answer]:
+        """Send requests, at most one dump among them, and wait for what is said to each.
 
-        None for a dump that a change has interrupted.
+        In one datagram, if they are not very many. All of them are tried.
         """
         with self._mutex:
+            return [
+                answer
+                for start in range(0, len(requests), BATCH)
+                for answer in self._exchange(requests[start : start + BATCH])
+            ]
+
+    def exchange(self, request: Request) -> Answer:
+        """One request; OSError if it was refused."""
+        (answer,) = self.exchange_all((request,))
+        if answer.error is not None:
+            raise answer.error
+        return answer
+
+    def _exchange(self, requests: Sequence[Request]) -> Iterable[Answer]:
+        answers: dict[int, Answer] = {}
+        awaited: set[int] = set()
+        datagram: list[bytes] = []
+        last = max((n for n, request in enumerate(requests) if not request.is_dump), default=-1)
+        for number, request in enumerate(requests):
             sequence = next(self._sequence)
-            length = HEADER.size + len(body)
-            self._socket.send(HEADER.pack(length, kind, NLM_F_REQUEST | flags, sequence, 0) + body)
-            return self._answers(sequence)
+            answers[sequence] = Answer(request)
+            if request.is_dump or number == last:
+                awaited.add(sequence)
+            ack = NLM_F_ACK if number == last and not request.asks else 0
+            datagram.append(packed(request, NLM_F_REQUEST | ack, sequence))
+        self._socket.send(b"".join(datagram))
+        self._collect(answers, awaited)
+        return answers.values()
+
+    def _collect(self, answers: Mapping[int, Answer], awaited: set[int]) -> None:
+        """Read until those that are awaited are whole."""
+        for datagram in itertools.count():
+            if not awaited:
+                return
+            for kind, flags, sequence, message in split(self._receive()):
+                answer = answers.get(sequence)  # None: of requests that were given up
+                if answer is not None and answer.take(kind, flags, message, datagram):
+                    awaited.discard(sequence)
 
     def dump(
         self, kind: int, fields: Mapping[str, Any], attributes: Sequence[tuple[str, Any]] = ()
@@ -79,9 +114,9 @@ class Rtnetlink:
     def dump_raw(self, kind: int, body: bytes) -> list[bytes]:
         """All of a kind; asked again if something changed while the kernel told."""
         for _ in range(DUMPS):
-            found = self.exchange(kind, body, NLM_F_DUMP)
-            if found is not None:
-                return found
+            answer = self.exchange(Request(kind, body, NLM_F_DUMP))
+            if answer.whole:
+                return answer.messages
         raise OSError(errno.EAGAIN, "the kernel's list of network devices does not rest")
 
     def ask(
@@ -91,27 +126,11 @@ class Rtnetlink:
         attributes: Sequence[tuple[str, Any]] = (),
         flags: int = 0,
     ) -> list[Any]:
-        """A request in pyroute2's terms: what was answered before the acknowledgement."""
+        """A request in pyroute2's terms: what was answered to it."""
         from hotplug.kernel import rtnetlink_messages as messages  # noqa: PLC0415 - takes 40 ms
 
-        body = messages.encode(kind, fields, attributes)
-        return list(map(messages.decode, self.exchange(kind, body, NLM_F_ACK | flags) or []))
-
-    def _answers(self, sequence: int) -> list[bytes] | None:
-        """The messages that answer a request; None if a dump was interrupted."""
-        found: list[bytes] = []
-        whole = True
-        while True:
-            for kind, flags, answered, message in split(self._receive()):
-                if answered != sequence:
-                    continue  # of a request that was given up
-                whole = whole and not flags & NLM_F_DUMP_INTR
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    code = int.from_bytes(message[ERROR_CODE], sys.byteorder, signed=True)
-                    if code:
-                        raise OSError(-code, os.strerror(-code))
-                    return found if whole else None
-                found.append(message)
+        request = Request(kind, messages.encode(kind, fields, attributes), flags)
+        return list(map(messages.decode, self.exchange(request).messages))
 
     def _receive(self) -> bytes:
         try:
@@ -129,6 +148,12 @@ def connect(groups: int = 0) -> socket.socket:
     connection.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     connection.bind((0, groups))
     return connection
+
+
+def packed(request: Request, flags: int, sequence: int) -> bytes:
+    length = HEADER.size + len(request.body)
+    header = HEADER.pack(length, request.kind, flags | request.flags, sequence, 0)
+    return header + request.body + bytes(-length % 4)
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

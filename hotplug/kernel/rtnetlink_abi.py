@@ -15,7 +15,8 @@ HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequen
 ERROR_CODE = slice(16, 20)  # of a message: struct nlmsgerr begins with a negative errno
 IFADDR = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, scope, index
 
-# linux/rtnetlink.h
+# linux/rtnetlink.h, net/core/rtnetlink.c
+RTNL_KIND_MASK, RTNL_KIND_GET = 3, 2
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26

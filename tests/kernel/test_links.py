@@ -27,6 +27,7 @@ from hotplug.kernel import links as links_module
 from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.kernel.links import KernelLinks
 from hotplug.kernel.rtnetlink_messages import decode
+from hotplug.kernel.rtnetlink_request import Request
 from hotplug.network import Change, Link, Route
 
 MANY = 300
@@ -345,7 +346,8 @@ def test_an_answer_to_somebody_else_is_not_ours(net, links):
         flags = rt.NLM_F_REQUEST | rt.NLM_F_DUMP
         header = rt.HEADER.pack(rt.HEADER.size + len(everything), rt.RTM_GETLINK, flags, 77, 0)
         channel._socket.send(header + everything)
-        (found,) = channel.exchange(rt.RTM_GETLINK, link_messages.wanted(name="xenbr0"))
+        request = Request(rt.RTM_GETLINK, link_messages.wanted(name="xenbr0"))
+        (found,) = channel.exchange(request).messages
         assert link_messages.link(found).name == "xenbr0"
 
 

@@ -184,7 +184,7 @@ def test_the_test_sees_a_breach(importer, source):
 FOR_CARDS = (
     *("antispoof", "bridge_vlan", "conntrack", "firewall", "guards", "iptables", "links"),
     *("link_messages", "nfnetlink", "nft", "nft_abi", "nft_monitor", "openvswitch", "ovsdb"),
-    *("rtnetlink", "rtnetlink_abi"),
+    *("rtnetlink", "rtnetlink_abi", "rtnetlink_request"),
 )
 ONESHOT = {
     "hotplug",

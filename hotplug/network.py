@@ -78,6 +78,10 @@ class Links(Protocol):
 
     def find(self, name: str) -> Link | None: ...
 
+    def find_all(self, names: Sequence[str]) -> list[Link | None]:
+        """Several at the same time, with one request. What can be no name is no link's."""
+        ...
+
     def wait_for(self, name: str, deadline: Deadline) -> Link:
         """A link that may be yet to come; DeadlineError, or OSError ENODEV after some seconds."""
         ...

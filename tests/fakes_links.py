@@ -77,6 +77,9 @@ class FakeLinks:
         self.life.alive()
         return [link for link in self.links.values() if link.kind == "bridge"]
 
+    def find_all(self, names):
+        return [self.find(name) for name in names]
+
     def change(self, link, change):
         with self._operation("change", link):
             if change.mac is not None:

@@ -32,8 +32,9 @@ def online(host: Host, event: Event) -> None:
     """Make a card's link a port of its bridge, and tell the guest."""
     with arrival.of(host, event) as new:
         card, entry = new.card, new.claim()
-        bridge = bridge_of(host, card)
-        link = vif.find(host, card, entry)
+        seen, named = vif.look(host, card, card.bridge)
+        bridge = bridge_of(host, card, named)
+        link = vif.find(host, card, entry, seen)
         mtu = set_up(host, card, link, bridge, entry, new.undo)
         new.run_hooks({"bridge": bridge.name})
         new.tell(mtu)
@@ -57,11 +58,13 @@ def clean(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
     filters.remove(host, entry, role, problems)
 
 
-def bridge_of(host: Host, card: Vif) -> Link:
-    """The bridge that a card belongs to; HotplugError if there is none, or a choice of several."""
+def bridge_of(host: Host, card: Vif, found: Link | None) -> Link:
+    """The bridge that a card belongs to; HotplugError if there is none, or a choice of several.
+
+    ``found`` is the link of the name that the card says.
+    """
     if not card.bridge:
         return only_bridge(host, card)
-    found = host.links.find(card.bridge)
     if found is None and card.bridge.startswith("xenbr"):
         # Configurations from before Xen 3.2, when the bridge of eth0 was called xenbr0.
         found = host.links.find(f"eth{card.bridge.removeprefix('xenbr')}")
@@ -81,7 +84,7 @@ def former_bridge(host: Host, card: Vif, entry: Entry) -> str:
     if noted:
         return noted
     with vif.best_effort([]):  # the stock script set it up
-        return bridge_of(host, card).name
+        return bridge_of(host, card, host.links.find(card.bridge)).name
     return card.bridge
 
 

@@ -23,7 +23,7 @@ def run(host: Host, words: Sequence[str]) -> None:
     if len(words) < 2:
         raise HotplugError("the tap and the bridge are missing: qemu-ifup TAP BRIDGE")
     tap, bridge = words[:2]
-    found, master = (host.links.find(name) for name in (tap, bridge))
+    found, master = host.links.find_all((tap, bridge))
     if found is None or master is None:
         raise HotplugError(f"there is no network interface {tap if found is None else bridge}")
     with contextlib.suppress(OSError):  # a bridge's own MAC is then the tap's, perhaps

@@ -81,7 +81,7 @@ def online(host: Host, event: Event) -> None:
         vlan.refuse(f"{card.device}/vlan", card.vlan)
         addresses = Addresses.of(card)
         entry = new.claim()
-        link = vif.find(host, card, entry)
+        link = vif.find(host, card, entry, vif.look(host, card)[0])
         if card.is_tap:
             rename(host, card, link, entry, new.undo)
         else:

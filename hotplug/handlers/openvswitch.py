@@ -68,7 +68,7 @@ def online(host: Host, event: Event) -> None:
         refuse_without_effect(host, card, spec)
         entry = new.claim()
         port = SwitchPort(card.name, spec.bridge, spec.tag, spec.trunks, identity(host, card))
-        link = vif.find(host, card, entry)
+        link = vif.find(host, card, entry, vif.look(host, card)[0])
         set_up(host, card, link, port, entry, new.undo)
         new.tell()
     if card.ip:

@@ -39,9 +39,10 @@ def online(host: Host, event: Event) -> None:
         networks = tuple(routed.network_of(card, word) for word in card.ip)
         allowed = filters.allowance(host, card, routed=True)
         entry = new.claim()
-        gateway, address = gateway_of(host, card)
+        seen, outer = vif.look(host, card, card.gateway)
+        gateway, address = gateway_of(host, card, outer)
         routing = routed.Routing(address, networks, METRICS[card.role], allowed)
-        link = vif.find(host, card, entry)
+        link = vif.find(host, card, entry, seen)
         unproxy(host, entry, card.role, [])  # of a former run with other addresses
         proxied = proxied_by(card, routing)
         vif.remember(
@@ -119,9 +120,8 @@ def proxied_for_others(host: Host, own: Attachment, role: str) -> set[str]:
     return found
 
 
-def gateway_of(host: Host, card: Vif) -> tuple[Link, str]:
+def gateway_of(host: Host, card: Vif, gateway: Link | None) -> tuple[Link, str]:
     """The link to the outside and its address; HotplugError if it has none."""
-    gateway = host.links.find(card.gateway)
     if gateway is None:
         raise HotplugError(
             f"there is no network interface {card.gateway} for guests' packets to leave by; name"
@@ -142,7 +142,7 @@ def former_address(host: Host, card: Vif, entry: Entry) -> str:
     if noted:
         return noted
     with vif.best_effort([]):  # the stock script set it up
-        return gateway_of(host, card)[1]
+        return gateway_of(host, card, host.links.find(card.gateway))[1]
     return ""
 
 

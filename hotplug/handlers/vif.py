@@ -141,21 +141,33 @@ def number_of(value: bytes | None, default: int) -> int:
     return int(value) if value and value.isdigit() else default
 
 
-def find(host: Host, vif: Vif, entry: Entry) -> Link:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The links that had a card's names when the kernel was asked."""
+
+    made: Link | None  # under the name that it was made with
+    renamed: Link | None  # under the other one that it shall have, if it shall
+
+
+def look(host: Host, vif: Vif, other: str = "") -> tuple[Seen, Link | None]:
+    """A card's own links, and one more: all that an event asks for, with one request."""
+    names = (other, vif.original) if vif.name == vif.original else (other, vif.original, vif.name)
+    found, made, *renamed = host.links.find_all(names)
+    return Seen(made, *(renamed or (None,))), found
+
+
+def find(host: Host, vif: Vif, entry: Entry, seen: Seen) -> Link:
     """The link of a card that arrives, under whichever of its names.
 
     The first time it has the name that it was made with. A second ``online`` finds it renamed.
     """
     check_name(vif.original, "that it was made with")
-    if vif.name == vif.original:
-        return wait_for(host, vif)
-    check_name(vif.name, f"that {vif.device}/vifname makes for it")
-    renamed = host.links.find(vif.name)
-    made = host.links.find(vif.original)
-    if renamed is None:
-        return made or wait_for(host, vif)
-    if made is None and is_same(vif, renamed, entry):
-        return renamed
+    if vif.name != vif.original:
+        check_name(vif.name, f"that {vif.device}/vifname makes for it")
+    if seen.renamed is None:
+        return seen.made or wait_for(host, vif)
+    if seen.made is None and is_same(vif, seen.renamed, entry):
+        return seen.renamed
     raise HotplugError(
         f"Cannot rename interface {vif.original}. An interface with name {vif.name} already exists."
     )
@@ -182,10 +194,7 @@ def check_name(name: str, whose: str) -> None:
 def wait_for(host: Host, vif: Vif) -> Link:
     """The link under its first name. In a driver domain the event may come before it does."""
     if vif.is_tap:  # its device model made it before anybody is told
-        found = host.links.find(vif.original)
-        if found is None:
-            raise HotplugError(f"there is no network interface {vif.original}")
-        return found
+        raise HotplugError(f"there is no network interface {vif.original}")
     try:
         return host.links.wait_for(vif.original, host.deadline)
     except OSError as error:

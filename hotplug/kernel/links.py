@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from hotplug.kernel.rtnetlink import Rtnetlink
+    from hotplug.kernel.rtnetlink_request import Answer
     from hotplug.network import Vlan
     from hotplug.ports import Deadline
 
@@ -62,21 +63,22 @@ class KernelLinks:
             return self._channel
 
     def find(self, name: str) -> Link | None:
-        if not 0 < len(os.fsencode(name)) <= NAME_SIZE:
-            return None
-        return self._one(link_messages.wanted(name=name))
+        (found,) = self.find_all((name,))
+        return found
+
+    def find_all(self, names: Sequence[str]) -> list[Link | None]:
+        possible = [name for name in names if 0 < len(os.fsencode(name)) <= NAME_SIZE]
+        found = self._ask([link_messages.wanted(name=name) for name in possible])
+        of_names = dict(zip(possible, found, strict=True))
+        return [of_names.get(name) for name in names]
 
     def get(self, index: int) -> Link | None:
-        return self._one(link_messages.wanted(index=index))
+        (found,) = self._ask([link_messages.wanted(index=index)])
+        return found
 
-    def _one(self, wanted: bytes) -> Link | None:
-        try:
-            answer = self._kernel.exchange(Request(rt.RTM_GETLINK, wanted))
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        return link_messages.link(answer.messages[0])
+    def _ask(self, wanted: Sequence[bytes]) -> list[Link | None]:
+        requests = [Request(rt.RTM_GETLINK, body) for body in wanted]
+        return list(map(described, self._kernel.exchange_all(requests)))
 
     def wait_for(self, name: str, deadline: Deadline) -> Link:
         """A link that may be yet to come: the kernel tells of each one that it makes or renames."""
@@ -207,6 +209,15 @@ class KernelLinks:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+
+
+def described(answer: Answer) -> Link | None:
+    """The link that was asked for; None if there is none."""
+    if answer.error is None:
+        return link_messages.link(answer.messages[0])
+    if answer.error.errno != errno.ENODEV:
+        raise answer.error
+    return None
 
 
 @contextlib.contextmanager

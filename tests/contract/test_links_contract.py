@@ -123,6 +123,14 @@ def test_not_found(world, name):
     assert world.links.get(4711) is None
 
 
+def test_find_all(world):
+    link, bridge = world.add("vif1.0"), world.add("xenbr0", "bridge")
+    names = ["xenbr0", "nobody", "", "vif1.0", "a" * 16, "xenbr0"]
+    assert world.links.find_all(names) == [bridge, None, None, link, None, bridge]
+    assert world.links.find_all([""]) == [None]
+    assert world.links.find_all([]) == []
+
+
 def test_wait_is_over(world):
     with pytest.raises(DeadlineError):
         world.links.wait_for("vif1.1", EventDeadline(0.0))

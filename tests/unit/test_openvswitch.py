@@ -42,6 +42,9 @@ class FakeLinks:
     def wait_for(self, name, _deadline):
         return self.all[name]
 
+    def find_all(self, names):
+        return [self.find(name) for name in names]
+
     def change(self, _link, change):
         self.done.append(change)
 

@@ -8,7 +8,7 @@ refuses.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +35,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is to be different about a link, in one request; None leaves it as it is."""
+    """What is to be different about a link; None leaves it as it is.
+
+    If a part of it is refused, another may be done.
+    """
 
     name: str | None = None
     mac: str | None = None
@@ -43,24 +46,52 @@ class Change:
     master: int | None = None  # 0 releases it
     up: bool | None = None
     group_learning: bool | None = None  # of a bridge
+    proxy_arp: bool | None = None  # answer for other hosts: net.ipv4.conf.LINK.proxy_arp
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address of a link."""
+    """An address of a link. To add one that is there already is fine."""
 
     text: str  # without its prefix length
     prefix: int
-    primary: bool  # not IFA_F_SECONDARY
+    primary: bool = True  # not IFA_F_SECONDARY; that is for the kernel to say
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """The addresses that a link has, in its turn, are to go; but not what a later step adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Who has an address on a link: a permanent entry."""
+
+    address: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proxied:
+    """Answer for this IPv6 address on a link, where its setting proxy_ndp is on."""
+
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route over a link, in the main table."""
+    """A route over a link, in the main table.
+
+    To add one replaces that of the same destination and metric, over whatever link it leads.
+    """
 
     destination: str  # "10.0.0.2/32", "2001:db8::2/128"
     metric: int = 0
     source: str = ""  # the preferred source address, "" for none
+
+
+# What may be done to a link. An address, a neighbour, a route is put there.
+Step: TypeAlias = Change | Flush | Address | Neighbour | Proxied | Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,40 +121,27 @@ class Links(Protocol):
 
     def bridges(self) -> Sequence[Link]: ...
 
-    def change(self, link: Link, change: Change) -> None:
-        """One request; if it fails, part of it may be done."""
+    def apply(self, link: Link, steps: Sequence[Step]) -> list[OSError | None]:
+        """Take steps in this order, at most one Flush among them, with one request.
+
+        All are tried. What is returned is how each was refused, None if it was not.
+        """
+        ...
+
+    def change(self, link: Link, *steps: Step) -> None:
+        """The same; the first refusal is raised."""
         ...
 
     def addresses(self, link: Link) -> Sequence[Address]: ...
 
-    def flush_addresses(self, link: Link) -> None: ...
-
-    def add_address(self, link: Link, address: str, prefix: int) -> None:
-        """An address that is there already is fine."""
-        ...
-
     def routes(self, link: Link) -> Sequence[Route]: ...
-
-    def replace_route(self, link: Link, route: Route) -> None: ...
 
     def delete_route(self, link: Link, route: Route) -> None:
         """A route that is not there is fine."""
         ...
 
-    def add_neighbour(self, link: Link, address: str, mac: str) -> None:
-        """A permanent entry."""
-        ...
-
-    def proxy_neighbour(self, link: Link, address: str) -> None:
-        """Answer for this IPv6 address on this link, where its setting proxy_ndp is on."""
-        ...
-
     def unproxy_neighbour(self, link: Link, address: str) -> None:
         """An entry that is not there is fine."""
-        ...
-
-    def proxy_arp(self, link: Link) -> None:
-        """Answer for other hosts on this link: net.ipv4.conf.LINK.proxy_arp."""
         ...
 
     def set_vlans(self, port: Link, bridge: Link, vlans: Sequence[Vlan]) -> None:

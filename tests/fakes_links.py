@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from fakes_host import Life
 
-from hotplug.network import Address, Link
+from hotplug.network import Address, Change, Flush, Link, Neighbour, Proxied, Route
 
 MTUS = range(68, 65536)
 NAME_SIZE = 15
@@ -34,6 +34,7 @@ class FakeLinks:
     proxied: set = field(default_factory=set)  # (index, address)
     arp_proxies: set = field(default_factory=set)  # indexes
     calls: list = field(default_factory=list)
+    requests: int = 0  # to change something
     last: int = 1
 
     # What a test does to them
@@ -80,7 +81,37 @@ class FakeLinks:
     def find_all(self, names):
         return [self.find(name) for name in names]
 
-    def change(self, link, change):
+    def change(self, link, *steps):
+        for error in self.apply(link, steps):
+            if error is not None:
+                raise error
+
+    def apply(self, link, steps):
+        self.requests += 1
+        errors, doomed = [], []
+        for step in steps:
+            if isinstance(step, Flush):
+                doomed = list(self.of_links.get(link.index, ()))
+            errors.append(None if isinstance(step, Flush) else refusal(self._take, link, step))
+        for place, step in enumerate(steps):
+            if isinstance(step, Flush):  # what was found at its turn goes in the end
+                errors[place] = refusal(self._delete, link, doomed, steps)
+        return errors
+
+    def _take(self, link, step):
+        match step:
+            case Change():
+                self._change(link, step)
+            case Address():
+                self._add_address(link, step.text, step.prefix)
+            case Neighbour():
+                self._add_neighbour(link, step.address, step.mac)
+            case Proxied():
+                self._proxy_neighbour(link, step.address)
+            case Route():
+                self._replace_route(link, step)
+
+    def _change(self, link, change):
         with self._operation("change", link):
             if change.mac is not None:
                 self._set(link, mac=change.mac)
@@ -98,6 +129,9 @@ class FakeLinks:
             if change.group_learning is not None:
                 self._refuse_unless(link, link.kind == "bridge", errno.EOPNOTSUPP)
                 self._set(link, group_learning=change.group_learning)
+            if change.proxy_arp is not None:
+                self._refuse_unless(link, not (number := self.refused.get("proxy_arp")), number)
+                (self.arp_proxies.add if change.proxy_arp else self.arp_proxies.discard)(link.index)
 
     def _rename(self, link, name):
         taken = any(other.name == name for other in self.links.values() if other != link)
@@ -116,12 +150,17 @@ class FakeLinks:
         self._refuse_unless(link, link.index in self.links, errno.ENODEV)
         return list(self.of_links[link.index])
 
-    def flush_addresses(self, link):
+    def _delete(self, link, doomed, steps):
         with self._operation("flush_addresses", link):
-            self.of_links[link.index] = []
+            kept = {(step.text, step.prefix) for step in steps if isinstance(step, Address)}
+            self.of_links[link.index] = [
+                known
+                for known in self.of_links[link.index]
+                if known not in doomed or (known.text, known.prefix) in kept
+            ]
             self._forget_sources()
 
-    def add_address(self, link, address, prefix):
+    def _add_address(self, link, address, prefix):
         with self._operation("add_address", link):
             known = self.of_links[link.index]
             if any((a.text, a.prefix) == (address, prefix) for a in known):
@@ -139,7 +178,7 @@ class FakeLinks:
         self._refuse_unless(link, link.index in self.links, errno.ENODEV)
         return [route for index, route in self.table if index == link.index]
 
-    def replace_route(self, link, route):
+    def _replace_route(self, link, route):
         with self._operation("replace_route", link):
             self._refuse_unless(link, self.links[link.index].up, errno.ENETDOWN)
             local = {a.text for known in self.of_links.values() for a in known}
@@ -163,22 +202,17 @@ class FakeLinks:
                     self.table.remove((index, known))
                     return
 
-    def add_neighbour(self, link, address, mac):
+    def _add_neighbour(self, link, address, mac):
         with self._operation("add_neighbour", link):
             self.neighbours[link.index, address] = mac
 
-    def proxy_neighbour(self, link, address):
+    def _proxy_neighbour(self, link, address):
         with self._operation("proxy_neighbour", link):
             self.proxied.add((link.index, address))
 
     def unproxy_neighbour(self, link, address):
         with self._operation("unproxy_neighbour", link):
             self.proxied.discard((link.index, address))
-
-    def proxy_arp(self, link):
-        with self._operation("proxy_arp", link):
-            self._refuse_unless(link, self.find(link.name) is not None, errno.ENOENT)
-            self.arp_proxies.add(link.index)
 
     # How they do it
 
@@ -204,6 +238,15 @@ class FakeLinks:
         """An IPv4 route goes with the last link that has its source address."""
         local = {a.text for known in self.of_links.values() for a in known}
         self.table = [pair for pair in self.table if not pair[1].source or pair[1].source in local]
+
+
+def refusal(operation, *arguments):
+    """What an operation raised, None if nothing."""
+    try:
+        operation(*arguments)
+    except OSError as error:
+        return error
+    return None
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """vif-bridge: a card becomes a port of a bridge.
 
-Setting it up is one or two changes of links, one more for the first card of a bridge that is held
-to its addresses, and undone if anything fails. Taking it back is best effort: it releases the port
-from whichever bridge has it, needs no bridge to be there, and never fails the toolstack's removal.
+Setting it up is two requests to the kernel, one that asks and one that changes. If a filter of
+packets is to come before the link goes up, there are two that change, one more for VLANs, and one
+more for the first card of a bridge that is held to its addresses. It is undone if anything fails.
+Taking it back is best effort: it releases the port from whichever bridge has it, needs no bridge to
+be there, and never fails the toolstack's removal.
 """
 
 from __future__ import annotations
@@ -110,7 +112,6 @@ def set_up(
     facts: dict[str, str | int] = {BRIDGE: bridge.name, VLANS: card.vlan, vif.UNFINISHED: 1}
     vif.remember(entry, card, link, SCRIPT, **facts, **filters.facts(allowed))
     undo.callback(take_back, host, card, entry)
-    host.links.flush_addresses(link)
     mtu = wanted_mtu(card, bridge)
     wish = Change(
         name=card.name if card.name != link.name else None,

@@ -141,9 +141,8 @@ def rename(host: Host, card: Vif, link: Link, entry: Entry, undo: ExitStack) -> 
     vif.remember(entry, card, link, SCRIPT, **{vif.UNFINISHED: 1})
     undo.callback(take_back, host, card, entry)
     if card.name != link.name:
-        if link.up:
-            host.links.change(link, Change(up=False))
-        host.links.change(link, Change(name=card.name, up=link.up or None))
+        down = [Change(up=False)] if link.up else []
+        host.links.change(link, *down, Change(name=card.name, up=link.up or None))
 
 
 def forget_stock_guest(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:

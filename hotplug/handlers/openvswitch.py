@@ -139,7 +139,6 @@ def set_up(
         host.links.change(link, Change(up=False))
     vif.remember(entry, card, link, SCRIPT, **{vif.UNFINISHED: 1}, mac=card.mac)
     undo.callback(take_back, host, card.role, entry)
-    host.links.flush_addresses(link)
     wish = Change(
         name=card.name if card.name != link.name else None,
         mac=PORT_MAC if link.mac != PORT_MAC else None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hotplug.errors import HotplugError
 from hotplug.handlers import arrival, filters, hooks, routed, vif, vlan
 from hotplug.handlers.targets.tool import Grace
+from hotplug.network import Proxied
 
 if TYPE_CHECKING:
     from hotplug.events import Event
@@ -158,9 +159,7 @@ def proxy(host: Host, gateway: Link, addresses: list[str]) -> None:
     if not addresses:
         return
     with host.locks.hold(LOCK, host.deadline):  # see unproxy
-        for address in addresses:
-            with routed.tolerated(host, address, f"{gateway.name} has no IPv6"):
-                host.links.proxy_neighbour(gateway, address)
+        routed.take(host, gateway.name, gateway, list(map(Proxied, addresses)))
 
 
 def variables(card: Vif, command: str, address: str) -> dict[str, str]:

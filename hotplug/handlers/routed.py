@@ -3,11 +3,13 @@
 The link gets an address of this host, and routes to the guest lead over it. The guest asks for
 everybody's MAC on it and gets this host's (proxy ARP), so that it needs to know no router. All of
 that is the link's own: it goes when the link goes down, but for the address, and with the link.
+
+Setting it up is two requests to the kernel, however much there is: the filter of packets comes
+between them. All steps of a request are tried, and those that may fail are only noted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import ipaddress
@@ -16,13 +18,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hotplug.errors import HotplugError
 from hotplug.handlers import filters, vif
-from hotplug.network import Change, Route
+from hotplug.network import Address, Change, Flush, Neighbour, Proxied, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from hotplug.handlers.vif import Vif
-    from hotplug.network import Allowance, Link
+    from hotplug.network import Allowance, Link, Step
     from hotplug.ports import Entry, Host
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -79,35 +81,51 @@ def set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
 
 
 def _set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
-    if any(address.text != routing.address for address in host.links.addresses(link)):
-        host.links.flush_addresses(link)
-    host.links.add_address(link, routing.address, 32)
+    take(host, card.name, link, list(before(card, link, routing)))
+    filters.guard(host, card, routing.allowed, list(routing.hosts()))
+    take(host, card.name, link, list(after(routing)))
+    return dataclasses.replace(link, name=card.name, up=True)
+
+
+def before(card: Vif, link: Link, routing: Routing) -> Iterator[Step]:
+    """What comes before the filter of a link; nothing of it lets the guest speak."""
+    yield Flush()
+    yield Address(routing.address, 32)
     if routing.allowed is not None:
         # What the guest says of itself by ARP counts for nothing then.
         for address in routing.hosts():
-            with tolerated(host, address, f"{card.name} has no IPv6"):
-                host.links.add_neighbour(link, address, routing.allowed.mac)
+            yield Neighbour(address, routing.allowed.mac)
     if card.name != link.name:  # first, so that no other link has the name that is guarded
-        host.links.change(link, Change(name=card.name))
-    filters.guard(host, card, routing.allowed, list(routing.hosts()))
-    host.links.change(link, Change(up=True))
-    link = dataclasses.replace(link, name=card.name, up=True)
-    host.links.proxy_arp(link)
-    for route in routing.routes():
-        with tolerated(host, route.destination, f"{card.name} has no IPv6"):
-            host.links.replace_route(link, route)
-    return link
+        yield Change(name=card.name)
 
 
-@contextlib.contextmanager
-def tolerated(host: Host, address: str, what: str) -> Iterator[None]:
-    """IPv6 that is off is worth a note, and breaks no IPv4."""
-    try:
-        yield
-    except OSError as error:
+def after(routing: Routing) -> Iterator[Step]:
+    yield Change(up=True, proxy_arp=True)
+    yield from routing.routes()
+
+
+def take(host: Host, name: str, link: Link, steps: Sequence[Step]) -> None:
+    """Steps with one request; OSError for the first one that was refused.
+
+    But IPv6 that is off is worth a note, and breaks no IPv4.
+    """
+    for step, error in zip(steps, host.links.apply(link, steps), strict=True):
+        if error is None:
+            continue
+        address = about(step)
         if ":" not in address or error.errno not in IPV6_IS_OFF:
-            raise
-        host.note(f"{what}, so nothing leads to {address}: {error.strerror}")
+            raise error
+        host.note(f"{name} has no IPv6, so nothing leads to {address}: {error.strerror}")
+
+
+def about(step: Step) -> str:
+    """The guest's address, or network, that a step is about; "" if it is about the link."""
+    match step:
+        case Neighbour() | Proxied():
+            return step.address
+        case Route():
+            return step.destination
+    return ""
 
 
 def take_down(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
@@ -116,7 +134,7 @@ def take_down(host: Host, card: Vif, entry: Entry, problems: list[str]) -> None:
         link = vif.present(host, card, entry)
         vif.release(host, link)
         if link is not None and not vif.remembered(entry, card.role):
-            host.links.flush_addresses(link)  # the stock script set it up
+            host.links.change(link, Flush())  # the stock script set it up
 
 
 def forget_addresses(host: Host, entry: Entry, role: str, problems: list[str]) -> None:
@@ -124,4 +142,4 @@ def forget_addresses(host: Host, entry: Entry, role: str, problems: list[str]) -
     with vif.best_effort(problems):
         link = vif.noted(host, entry, role)
         if link is not None:
-            host.links.flush_addresses(link)
+            host.links.change(link, Flush())

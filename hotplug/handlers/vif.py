@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from hotplug.errors import DeadlineError, HotplugError
 from hotplug.events import Action
-from hotplug.network import Change
+from hotplug.network import Change, Flush
 from hotplug.ports import Attachment
 
 if TYPE_CHECKING:
@@ -324,10 +324,10 @@ def script_of(attachment: Attachment | None, role: str) -> str:
 def change(host: Host, link: Link, wish: Change, *, optional: tuple[str, ...] = ()) -> Link:
     """Change a link, in one request if nothing is refused; what is optional may be.
 
-    Returns the link as it is then.
+    The addresses that it has go. Returns the link as it is then.
     """
     try:
-        host.links.change(link, wish)
+        host.links.change(link, Flush(), wish)
     except OSError:
         for name in optional:
             value = getattr(wish, name)
@@ -335,7 +335,7 @@ def change(host: Host, link: Link, wish: Change, *, optional: tuple[str, ...] = 
                 wish = dataclasses.replace(wish, **{name: None})
                 with contextlib.suppress(OSError):
                     host.links.change(link, Change(**{name: value}))
-        host.links.change(link, wish)
+        host.links.change(link, Flush(), wish)
         return host.links.get(link.index) or link
     return link
 

@@ -13,13 +13,15 @@ import struct
 import sys
 
 from hotplug.kernel.genetlink import attribute, attributes, nested, string, u32
-from hotplug.kernel.rtnetlink_abi import HEADER, IFF_UP, RTEXT_FILTER_SKIP_STATS
+from hotplug.kernel.rtnetlink_abi import AF_INET, HEADER, IFF_UP, RTEXT_FILTER_SKIP_STATS
 from hotplug.network import Change, Link
 
 IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_EXT_MASK = 1, 3, 4, 10, 18, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND = 1, 2, 4
 IFLA_BR_MULTI_BOOLOPT = 46
+IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # within AF_SPEC each family has its number
+IPV4_DEVCONF_PROXY_ARP = 3  # linux/ip.h
 BOOLOPT = struct.Struct("=II")  # struct br_boolopt_multi: values, and which of them are meant
 NO_LL_LEARN = 1 << 0  # BR_BOOLOPT_NO_LL_LEARN
 WITHOUT_STATISTICS = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
@@ -53,6 +55,9 @@ def changed(index: int, change: Change) -> bytes:
         option = BOOLOPT.pack(0 if change.group_learning else NO_LL_LEARN, NO_LL_LEARN)
         data = nested(IFLA_INFO_DATA, attribute(IFLA_BR_MULTI_BOOLOPT, option))
         parts.append(nested(IFLA_LINKINFO, string(IFLA_INFO_KIND, "bridge") + data))
+    if change.proxy_arp is not None:
+        settings = nested(IFLA_INET_CONF, u32(IPV4_DEVCONF_PROXY_ARP, change.proxy_arp))
+        parts.append(nested(IFLA_AF_SPEC, nested(AF_INET, settings)))
     return b"".join(parts)
 
 

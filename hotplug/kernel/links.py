@@ -3,7 +3,7 @@
 True in the kernel and not obvious (net/core/rtnetlink.c, do_setlink):
 
 - One RTM_NEWLINK may change everything about a link. The kernel goes through it in a fixed order:
-  address, MTU, name, master, flags. If one is refused, those before it are done.
+  address, MTU, name, master, flags, IPv4's settings. If one is refused, those before it are done.
 - A link can be renamed only while it is down (EBUSY; since 6.2, commit bd039b5ea2a9, also up).
 - A bridge takes the lowest MAC of its ports as its own, unless it was given one: hence the MAC of
   all backends, which is as high as a unicast one can be.
@@ -23,10 +23,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from hotplug.kernel import bridge_vlan, link_messages
+from hotplug.kernel import bridge_vlan, link_messages, link_steps
 from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.kernel.rtnetlink_request import Request
-from hotplug.network import Address, Change, Link, Route
+from hotplug.network import Address, Flush, Route
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from hotplug.kernel.rtnetlink import Rtnetlink
     from hotplug.kernel.rtnetlink_request import Answer
-    from hotplug.network import Vlan
+    from hotplug.network import Link, Step, Vlan
     from hotplug.ports import Deadline
 
 APPEAR = 10.0  # seconds for the backend driver to make its link, as libxl waits for the driver
@@ -108,11 +108,31 @@ class KernelLinks:
         found = self._kernel.dump_raw(rt.RTM_GETLINK, link_messages.wanted_of_kind("bridge"))
         return [link for link in map(link_messages.link, found) if link.kind == "bridge"]
 
-    def change(self, link: Link, change: Change) -> None:
-        """One request; if it fails, part of it may be done."""
+    def apply(self, link: Link, steps: Sequence[Step]) -> list[OSError | None]:
         with named(link):
-            body = link_messages.changed(link.index, change)
-            self._kernel.exchange(Request(rt.RTM_NEWLINK, body))
+            requests = [link_steps.request(link, step) for step in steps]
+            answers = self._kernel.exchange_all(requests)
+            errors = [answer.error for answer in answers]
+            for place, step in enumerate(steps):
+                if isinstance(step, Flush) and errors[place] is None:
+                    errors[place] = self._flush(link, answers[place], steps)
+        for error in errors:
+            if error is not None:
+                error.filename = link.name
+        return errors
+
+    def _flush(self, link: Link, told: Answer, steps: Sequence[Step]) -> OSError | None:
+        """Delete the addresses that were told. Secondary ones go with their primary."""
+        wanted = told.request
+        again = [] if told.whole else self._kernel.dump_raw(wanted.kind, wanted.body)
+        requests = link_steps.deletions(link, told, again, steps)
+        errors = [answer.error for answer in self._kernel.exchange_all(requests)]
+        return next((error for error in errors if error and error.errno not in NOT_THERE), None)
+
+    def change(self, link: Link, *steps: Step) -> None:
+        for error in self.apply(link, steps):
+            if error is not None:
+                raise error
 
     def addresses(self, link: Link) -> Sequence[Address]:
         return [
@@ -125,30 +145,15 @@ class KernelLinks:
         ]
 
     def _addresses(self, link: Link) -> list[Any]:
+        wanted = link_steps.addresses_of(link)
         with named(link):
-            found = self._kernel.dump_raw(rt.RTM_GETADDR, rt.IFADDR.pack(0, 0, 0, 0, link.index))
-        mine = [
-            data for data in found if rt.IFADDR.unpack_from(data, rt.HEADER.size)[4] == link.index
-        ]
+            found = self._kernel.dump_raw(wanted.kind, wanted.body)
+        mine = [data for data in found if link_steps.interface(data) == link.index]
         if not mine:
             return []
         from hotplug.kernel.rtnetlink_messages import decode  # noqa: PLC0415 - takes 40 ms
 
         return list(map(decode, mine))
-
-    def flush_addresses(self, link: Link) -> None:
-        for message in self._addresses(link):
-            fields = {key: message[key] for key in ("family", "prefixlen", "index")}
-            names = ("IFA_LOCAL", "IFA_ADDRESS")
-            values = [(name, message.get_attr(name)) for name in names if message.get_attr(name)]
-            with named(link, forgive=NOT_THERE):  # secondary ones go with their primary
-                self._kernel.ask(rt.RTM_DELADDR, fields, values)
-
-    def add_address(self, link: Link, address: str, prefix: int) -> None:
-        fields = {"index": link.index, "family": family(address), "prefixlen": prefix}
-        values = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
-        with named(link):
-            self._kernel.ask(rt.RTM_NEWADDR, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
 
     def routes(self, link: Link) -> Sequence[Route]:
         return [
@@ -169,36 +174,15 @@ class KernelLinks:
             return self._kernel.dump(rt.RTM_GETROUTE, fields, [("RTA_OIF", link.index)])
         return []
 
-    def replace_route(self, link: Link, route: Route) -> None:
-        """A route with the same destination and metric over another link is replaced too."""
-        fields, values = route_message(link, route)
-        with named(link):
-            self._kernel.ask(rt.RTM_NEWROUTE, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
-
     def delete_route(self, link: Link, route: Route) -> None:
-        fields, values = route_message(link, route)
+        message = link_steps.route_message(link, route)
         with named(link, forgive=NOT_THERE):
-            self._kernel.ask(rt.RTM_DELROUTE, fields, values)
-
-    def add_neighbour(self, link: Link, address: str, mac: str) -> None:
-        fields = {"ifindex": link.index, "family": family(address), "state": rt.NUD_PERMANENT}
-        values = [("NDA_DST", address), ("NDA_LLADDR", mac)]
-        with named(link):
-            self._kernel.ask(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
-
-    def proxy_neighbour(self, link: Link, address: str) -> None:
-        fields, values = proxy_message(link, address)
-        with named(link):
-            self._kernel.ask(rt.RTM_NEWNEIGH, fields, values, rt.NLM_F_CREATE | rt.NLM_F_REPLACE)
+            self._kernel.exchange(link_steps.encoded(rt.RTM_DELROUTE, message))
 
     def unproxy_neighbour(self, link: Link, address: str) -> None:
-        fields, values = proxy_message(link, address)
+        message = link_steps.proxy_message(link, address)
         with named(link, forgive=(*NOT_THERE, errno.ENOENT)):
-            self._kernel.ask(rt.RTM_DELNEIGH, fields, values)
-
-    def proxy_arp(self, link: Link) -> None:
-        with open(f"/proc/sys/net/ipv4/conf/{link.name}/proxy_arp", "wb", buffering=0) as file:
-            file.write(b"1")
+            self._kernel.exchange(link_steps.encoded(rt.RTM_DELNEIGH, message))
 
     def set_vlans(self, port: Link, bridge: Link, vlans: Sequence[Vlan]) -> None:
         bridge_vlan.refuse_unfiltered(self._kernel, bridge)
@@ -249,33 +233,3 @@ def is_news_of(news: socket, name: str, seconds: float) -> bool:
         kind == rt.RTM_NEWLINK and link_messages.link(message).name == name
         for kind, _, _, message in split(data)
     )
-
-
-def family(address: str) -> int:
-    return rt.AF_INET6 if ":" in address else rt.AF_INET
-
-
-def proxy_message(link: Link, address: str) -> tuple[dict[str, int], list[tuple[str, Any]]]:
-    fields = {"ifindex": link.index, "family": family(address), "flags": rt.NTF_PROXY}
-    return fields, [("NDA_DST", address)]
-
-
-def route_message(link: Link, route: Route) -> tuple[dict[str, int], list[tuple[str, Any]]]:
-    address, _, prefix = route.destination.partition("/")
-    fields = {
-        "family": family(address),
-        "dst_len": int(prefix),
-        "table": rt.RT_TABLE_MAIN,
-        "proto": rt.RTPROT_BOOT,
-        "scope": rt.RT_SCOPE_UNIVERSE if ":" in address else rt.RT_SCOPE_LINK,
-        "type": rt.RTN_UNICAST,
-    }
-    values: list[tuple[str, Any]] = [
-        ("RTA_DST", address),
-        ("RTA_OIF", link.index),
-    ]
-    if route.metric:
-        values.append(("RTA_PRIORITY", route.metric))
-    if route.source:
-        values.append(("RTA_PREFSRC", route.source))
-    return fields, values

@@ -13,7 +13,7 @@ from harness.netns import netns
 from hotplug.agent.deadline import EventDeadline
 from hotplug.errors import DeadlineError
 from hotplug.kernel.links import KernelLinks
-from hotplug.network import PORT_MAC, Address, Change, Route
+from hotplug.network import PORT_MAC, Address, Change, Flush, Neighbour, Proxied, Route
 
 MAC = "00:16:3e:00:00:01"
 
@@ -105,7 +105,7 @@ def brought_up(world, name="vif1.0", *addresses):
     """A link that is up, with these addresses."""
     link = world.add(name)
     for address in addresses:
-        world.links.add_address(link, address, 32)
+        world.links.change(link, Address(address, 32))
     world.links.change(link, Change(up=True))
     return world.links.get(link.index)
 
@@ -203,11 +203,11 @@ def test_link_is_gone(world):
     assert links.get(link.index) is None
     for operation, *arguments in (
         (links.change, Change(up=False)),
-        (links.add_address, "10.0.0.1", 32),
-        (links.replace_route, Route("10.0.0.2/32")),
-        (links.add_neighbour, "10.0.0.2", MAC),
-        (links.proxy_neighbour, "2001:db8::2"),
-        (links.flush_addresses,),
+        (links.change, Address("10.0.0.1", 32)),
+        (links.change, Route("10.0.0.2/32")),
+        (links.change, Neighbour("10.0.0.2", MAC)),
+        (links.change, Flush()),
+        (links.change, Proxied("2001:db8::2")),
         (links.addresses,),
         (links.routes,),
     ):
@@ -224,25 +224,82 @@ def test_bridge_is_gone(world):
 def test_addresses(world):
     link, other = world.add("vif1.0"), world.add("vif2.0")
     for _ in range(2):
-        world.links.add_address(link, "10.0.0.1", 32)
-    world.links.add_address(link, "192.0.2.1", 24)
-    world.links.add_address(link, "192.0.2.2", 24)
-    world.links.add_address(other, "198.51.100.1", 24)
+        world.links.change(link, Address("10.0.0.1", 32))
+    world.links.change(link, Address("192.0.2.1", 24))
+    world.links.change(link, Address("192.0.2.2", 24))
+    world.links.change(other, Address("198.51.100.1", 24))
     assert world.links.addresses(link) == [
         Address("10.0.0.1", 32, primary=True),
         Address("192.0.2.1", 24, primary=True),
         Address("192.0.2.2", 24, primary=False),
     ]
     for _ in range(2):
-        world.links.flush_addresses(link)
+        world.links.change(link, Flush())
         assert world.links.addresses(link) == []
     assert len(world.links.addresses(other)) == 1
 
 
+def test_addresses_are_flushed_along_with_a_change(world):
+    link = world.add("vif1.0")
+    world.links.change(link, Address("10.0.0.1", 32), Address("2001:db8::1", 64))
+    world.links.change(link, Flush(), Change(mtu=1400, up=True))
+    assert not [a for a in world.links.addresses(link) if not a.text.startswith("fe80:")]
+    assert world.links.get(link.index).mtu == 1400
+
+
+def test_addresses_are_flushed_even_if_a_change_is_refused(world):
+    link = world.add("vif1.0")
+    world.links.change(link, Address("10.0.0.1", 32))
+    refused(errno.EINVAL, link, world.links.change, Flush(), Change(mtu=67))
+    assert world.links.addresses(link) == []
+
+
+def test_what_is_added_along_with_a_flush_stays(world):
+    link = world.add("vif1.0")
+    old = (Address("10.0.0.1", 32), Address("10.0.0.2", 32), Address("10.0.0.1", 24))
+    world.links.change(link, *old)
+    for _ in range(2):
+        world.links.change(link, Flush(), Address("10.0.0.1", 32), Change(up=True))
+        assert ipv4(world, link) == [Address("10.0.0.1", 32)]
+
+
+def test_all_steps_are_tried(world):
+    link = brought_up(world)
+    world.add("taken")
+    steps = [
+        Flush(),
+        Address("192.0.2.1", 32),
+        Change(name="taken", mtu=1400),
+        Route("10.0.0.1/32", 2, "203.0.113.1"),
+        Neighbour("10.0.0.2", MAC),
+        Route("10.0.0.2/32", 2, "192.0.2.1"),
+        Route("10.0.0.3/32", 2, "203.0.113.1"),
+    ]
+    errors = world.links.apply(link, steps)
+    numbers = [error and (error.errno, error.filename) for error in errors]
+    wrong = (errno.EINVAL, "vif1.0")
+    assert numbers[:2] == [None, None]
+    assert numbers[2] in ((errno.EEXIST, "vif1.0"), (errno.EBUSY, "vif1.0"))
+    assert numbers[3:] == [wrong, None, None, wrong]
+    assert own_routes(world, link) == [Route("10.0.0.2/32", 2, "192.0.2.1")]
+    assert world.neighbours(link) == {"10.0.0.2": MAC}
+    assert world.links.get(link.index).mtu == 1400
+    refused(numbers[2][0], link, world.links.change, *steps)
+
+
+def test_steps_of_a_link_that_is_gone(world):
+    link = world.add("vif1.0")
+    world.remove(link)
+    steps = [Flush(), Address("192.0.2.1", 32), Change(up=True), Route("10.0.0.2/32")]
+    errors = world.links.apply(link, steps)
+    assert [error.errno for error in errors] == [errno.ENODEV] * 4
+    assert world.links.apply(link, []) == []
+
+
 def test_addresses_of_a_link_that_goes_down(world):
     link = brought_up(world)
-    world.links.add_address(link, "10.0.0.1", 32)
-    world.links.add_address(link, "2001:db8::1", 64)
+    world.links.change(link, Address("10.0.0.1", 32))
+    world.links.change(link, Address("2001:db8::1", 64))
     assert {"10.0.0.1", "2001:db8::1"} <= {a.text for a in world.links.addresses(link)}
     world.links.change(link, Change(up=False))
     assert world.links.addresses(link) == [Address("10.0.0.1", 32, primary=True)]
@@ -256,7 +313,7 @@ def test_routes(world):
         Route("2001:db8::2/128", 2),
     ]
     for route in wanted * 2:
-        world.links.replace_route(link, route)
+        world.links.change(link, route)
     assert own_routes(world, link) == wanted
     for _ in range(2):
         world.links.delete_route(link, wanted[0])
@@ -277,9 +334,9 @@ def test_a_route_moves_to_another_link(world):
     one = brought_up(world, "vif1.0", "192.0.2.1")
     two = brought_up(world, "vif2.0", "192.0.2.1")
     route = Route("10.0.0.2/32", 2, "192.0.2.1")
-    world.links.replace_route(one, route)
-    world.links.replace_route(one, Route("10.0.0.2/32", 1))
-    world.links.replace_route(two, route)
+    world.links.change(one, route)
+    world.links.change(one, Route("10.0.0.2/32", 1))
+    world.links.change(two, route)
     assert own_routes(world, one) == [Route("10.0.0.2/32", 1)]
     assert own_routes(world, two) == [route]
     world.links.delete_route(one, route)
@@ -288,18 +345,18 @@ def test_a_route_moves_to_another_link(world):
 
 def test_route_refused(world):
     link = world.add("vif1.0")
-    refused(errno.ENETDOWN, link, world.links.replace_route, Route("10.0.0.2/32"))
+    refused(errno.ENETDOWN, link, world.links.change, Route("10.0.0.2/32"))
     world.links.change(link, Change(up=True))
     wrong = Route("10.0.0.2/32", 2, "203.0.113.1")
-    refused(errno.EINVAL, link, world.links.replace_route, wrong)
+    refused(errno.EINVAL, link, world.links.change, wrong)
     assert own_routes(world, link) == []
 
 
 def test_down_forgets_routes_and_neighbours(world):
     link = brought_up(world, "vif1.0", "192.0.2.1")
-    world.links.replace_route(link, Route("10.0.0.2/32", 2, "192.0.2.1"))
-    world.links.replace_route(link, Route("2001:db8::2/128", 2))
-    world.links.add_neighbour(link, "10.0.0.2", MAC)
+    world.links.change(link, Route("10.0.0.2/32", 2, "192.0.2.1"))
+    world.links.change(link, Route("2001:db8::2/128", 2))
+    world.links.change(link, Neighbour("10.0.0.2", MAC))
     world.links.change(link, Change(up=False))
     assert own_routes(world, link) == []
     assert world.neighbours(link) == {}
@@ -308,16 +365,16 @@ def test_down_forgets_routes_and_neighbours(world):
 
 def test_flush_forgets_routes_from_there(world):
     link = brought_up(world, "vif1.0", "192.0.2.1")
-    world.links.replace_route(link, Route("10.0.0.2/32", 2, "192.0.2.1"))
-    world.links.flush_addresses(link)
+    world.links.change(link, Route("10.0.0.2/32", 2, "192.0.2.1"))
+    world.links.change(link, Flush())
     assert own_routes(world, link) == []
 
 
 def test_neighbours(world):
     link = world.add("vif1.0")  # down: they may come before the guest can speak
     for mac in ("00:16:3e:00:00:02", MAC):
-        world.links.add_neighbour(link, "10.0.0.2", mac)
-        world.links.add_neighbour(link, "2001:db8::2", mac)
+        world.links.change(link, Neighbour("10.0.0.2", mac))
+        world.links.change(link, Neighbour("2001:db8::2", mac))
     assert world.neighbours(link) == {"10.0.0.2": MAC, "2001:db8::2": MAC}
     world.links.change(link, Change(up=True))
     assert world.neighbours(link) == {"10.0.0.2": MAC, "2001:db8::2": MAC}
@@ -326,7 +383,7 @@ def test_neighbours(world):
 def test_proxied_neighbours(world):
     link = brought_up(world, "eth0")
     for _ in range(2):
-        world.links.proxy_neighbour(link, "2001:db8::2")
+        world.links.change(link, Proxied("2001:db8::2"))
     assert world.proxied(link) == {"2001:db8::2"}
     for _ in range(2):
         world.links.unproxy_neighbour(link, "2001:db8::2")
@@ -337,5 +394,9 @@ def test_proxy_arp(world):
     link = world.add("vif1.0")
     assert not world.arp_is_proxied(link)
     for _ in range(2):
-        world.links.proxy_arp(link)
+        world.links.change(link, Change(up=True, proxy_arp=True))
         assert world.arp_is_proxied(link)
+    world.links.change(link, Change(up=False))
+    assert world.arp_is_proxied(link)
+    world.links.change(link, Change(proxy_arp=False))
+    assert not world.arp_is_proxied(link)

@@ -16,6 +16,7 @@ import threading
 import time
 
 import pytest
+from harness.locks import wait_until
 from harness.netns import netns
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.kernel.links import KernelLinks
 from hotplug.kernel.rtnetlink_messages import decode
 from hotplug.kernel.rtnetlink_request import Request
-from hotplug.network import Change, Link, Route
+from hotplug.network import Address, Change, Flush, Link, Neighbour, Route
 
 MANY = 300
 
@@ -233,16 +234,42 @@ def test_many_addresses_and_routes(net, links):
     links.change(link, Change(up=True))
     for number in range(MANY):
         high, low = divmod(number, 256)
-        links.add_address(link, f"10.9.{high}.{low}", 32)
-        links.replace_route(link, Route(f"10.8.{high}.{low}/32", 2))
-        links.replace_route(link, Route(f"2001:db8::{number:x}/128", 2))
+        links.change(link, Address(f"10.9.{high}.{low}", 32))
+        links.change(link, Route(f"10.8.{high}.{low}/32", 2))
+        links.change(link, Route(f"2001:db8::{number:x}/128", 2))
     addresses = [address for address in links.addresses(link) if ":" not in address.text]
     assert len(addresses) == MANY
     assert len([route for route in links.routes(link) if route.metric == 2]) == 2 * MANY
     assert next(a.text for a in links.addresses(links.find("other"))) == "198.51.100.1"
-    links.flush_addresses(link)
+    links.change(link, Flush())
     assert links.addresses(link) == []
     assert "198.51.100.1/24" in net.addresses("other")
+
+
+@pytest.mark.parametrize("count", [3, 1500], ids=["few", "many"])
+def test_what_the_kernel_gives_a_link_that_goes_up_is_not_flushed(net, links, count):
+    """Of many addresses, the kernel tells the last ones when the link is up already."""
+    net.ip("link", "set", "dev", net.add_vif("vif1.0"), "up")
+    link = links.find("vif1.0")
+    lines = [f"addr add 10.9.{n // 250}.{n % 250 + 1}/32 dev vif1.0" for n in range(count)]
+    batch(net, [*lines, "addr add fe80::77/64 dev vif1.0 nodad", "addr add 2001:db8::1 dev vif1.0"])
+    links.change(link, Flush(), Change(up=True))
+    wait_until(lambda: links.addresses(link), "the kernel has given it an address")
+    left = {address.text for address in links.addresses(link)}
+    assert len(left - {"fe80::77"}) == 1
+    assert all(text.startswith("fe80:") for text in left)
+    assert count > 3 or "fe80::77" not in left
+
+
+def test_more_steps_than_fit_into_a_datagram(net, links):
+    net.add_vif("vif1.0")
+    link = links.find("vif1.0")
+    steps = [Address(f"10.9.{n // 250}.{n % 250 + 1}", 32) for n in range(MANY)]
+    wrong = Route("10.8.0.1/32", 2, "203.0.113.1")
+    errors = links.apply(link, [*steps[:200], wrong, *steps[200:], Change(up=True), wrong])
+    assert [error.errno for error in errors if error is not None] == [errno.ENETDOWN, errno.EINVAL]
+    assert (errors.index(errors[200]), len(errors)) == (200, MANY + 3)
+    assert len([a for a in links.addresses(link) if ":" not in a.text]) == MANY
 
 
 def test_several_threads(net, links):
@@ -279,22 +306,22 @@ def test_where_ipv6_is_off(net, links):
     links.change(link, Change(up=True))
     net.run("sysctl", "-w", "net/ipv6/conf/vif1.0/disable_ipv6=1")
     with pytest.raises(PermissionError):
-        links.replace_route(link, Route("2001:db8::2/128"))
+        links.change(link, Route("2001:db8::2/128"))
     with pytest.raises(OSError, match=r"vif1\.0") as failure:
-        links.add_neighbour(link, "2001:db8::2", "00:16:3e:00:00:01")
+        links.change(link, Neighbour("2001:db8::2", "00:16:3e:00:00:01"))
     assert failure.value.errno == errno.EINVAL
-    links.add_address(link, "10.0.0.1", 32)
-    links.replace_route(link, Route("10.0.0.2/32"))
+    links.change(link, Address("10.0.0.1", 32))
+    links.change(link, Route("10.0.0.2/32"))
     assert [route.destination for route in links.routes(link)] == ["10.0.0.2/32"]
 
 
 def test_a_route_as_iproute2_has_it(net, links):
     net.add_vif("vif1.0")
     link = links.find("vif1.0")
-    links.add_address(link, "192.0.2.1", 32)
+    links.change(link, Address("192.0.2.1", 32))
     links.change(link, Change(up=True))
-    links.replace_route(link, Route("10.0.0.2/32", 2, "192.0.2.1"))
-    links.replace_route(link, Route("2001:db8::2/128", 2))
+    links.change(link, Route("10.0.0.2/32", 2, "192.0.2.1"))
+    links.change(link, Route("2001:db8::2/128", 2))
     (line,) = net.routes()
     assert line.startswith("10.0.0.2 dev vif1.0 scope link src 192.0.2.1 metric 2")
     assert net.routes_over("vif1.0")["2001:db8::2"] == (2, "")
@@ -323,8 +350,9 @@ def test_proxy_arp_of_a_link_that_is_gone(net, links):
     net.add_vif("vif1.0")
     link = links.find("vif1.0")
     net.delete("vif1.0")
-    with pytest.raises(FileNotFoundError):
-        links.proxy_arp(link)
+    with pytest.raises(OSError, match=r"vif1\.0") as failure:
+        links.change(link, Change(proxy_arp=True))
+    assert failure.value.errno == errno.ENODEV
 
 
 def test_closed_and_used_again(net, links):

@@ -183,8 +183,8 @@ def test_the_test_sees_a_breach(importer, source):
 # them costs every disk of a host without an agent.
 FOR_CARDS = (
     *("antispoof", "bridge_vlan", "conntrack", "firewall", "guards", "iptables", "links"),
-    *("link_messages", "nfnetlink", "nft", "nft_abi", "nft_monitor", "openvswitch", "ovsdb"),
-    *("rtnetlink", "rtnetlink_abi", "rtnetlink_request"),
+    *("link_messages", "link_steps", "nfnetlink", "nft", "nft_abi", "nft_monitor", "openvswitch"),
+    *("ovsdb", "rtnetlink", "rtnetlink_abi", "rtnetlink_request"),
 )
 ONESHOT = {
     "hotplug",

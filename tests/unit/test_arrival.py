@@ -73,14 +73,17 @@ def test_the_store_holds_nothing_while_hooks_run(place, hook):
 def test_what_hangs_holds_nothing_once_its_time_is_up(place, monkeypatch):
     deadline = EventDeadline(35.0)
     held = []
+    change = place.links.change
 
-    def hang(_link):
+    def hang(link, *steps):
+        monkeypatch.setattr(place.links, "change", change)
         held.append(len(place.store.held))
         deadline.expire()
         deadline.let_go()
         held.append(len(place.store.held))
+        change(link, *steps)
 
-    monkeypatch.setattr(place.links, "flush_addresses", hang)
+    monkeypatch.setattr(place.links, "change", hang)
     with pytest.raises(DeadlineError, match="gave up"):
         place.run(bridge, deadline=deadline)
     assert held == [1, 0]
@@ -110,13 +113,13 @@ def test_a_refused_transaction_is_a_failure_with_nothing_left(place):
 
 def test_a_frontend_that_came_while_the_link_was_set_up(place, monkeypatch):
     """oxenstored's transactions see the store as it was when the card's keys were read."""
-    flush = place.links.flush_addresses
+    change = place.links.change
 
-    def late(link):
+    def late(link, *steps):
         place.store.write(f"{FRONTEND}/state", b"1")
-        flush(link)
+        change(link, *steps)
 
-    monkeypatch.setattr(place.links, "flush_addresses", late)
+    monkeypatch.setattr(place.links, "change", late)
     place.run(bridge)
     assert place.store.read(f"{FRONTEND}/mtu") == b"1500"
     assert place.read("hotplug-status") == b"connected"

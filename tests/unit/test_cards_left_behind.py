@@ -17,7 +17,7 @@ from hotplug.errors import AbandonedError, BackendGoneError, HotplugError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import dhcpd, table
 from hotplug.kernel.lockfile import LockFiles
-from hotplug.network import Change
+from hotplug.network import Address, Change
 
 FORMER, NEXT = Device("vif", 5, 0), Device("vif", 6, 0)
 MAC = "00:16:3e:00:00:05"
@@ -64,7 +64,7 @@ class Cards:
         parts["locks"] = LockFiles(str(tmp_path))
         self.world = World(tmp_path, **parts)
         self.bridge = self.links.add("xenbr0", "bridge")
-        self.links.add_address(self.links.add("eth0"), "192.0.2.1", 24)
+        self.links.change(self.links.add("eth0"), Address("192.0.2.1", 24))
 
     def add(self, device, **keys):
         """A card as libxl writes it, and its link."""

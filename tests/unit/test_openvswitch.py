@@ -45,11 +45,8 @@ class FakeLinks:
     def find_all(self, names):
         return [self.find(name) for name in names]
 
-    def change(self, _link, change):
-        self.done.append(change)
-
-    def flush_addresses(self, _link):
-        pass
+    def change(self, _link, *steps):
+        self.done += [step for step in steps if isinstance(step, Change)]
 
     def set_vlans(self, port, other, vlans):
         if self.problem is not None:

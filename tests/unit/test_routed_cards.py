@@ -13,7 +13,7 @@ from fakes_network import FakeFirewall
 from hotplug.errors import BackendGoneError, HotplugError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import table
-from hotplug.network import Change, Route
+from hotplug.network import Address, Change, Route
 
 DEVICE = Device("vif", 5, 0)
 MAC = "00:16:3e:00:00:05"
@@ -31,8 +31,7 @@ class Cards:
         self.links.life = self.world.life
         self.script = script
         self.outside = self.links.add("eth0")
-        self.links.add_address(self.outside, MAIN, 24)
-        self.links.change(self.outside, Change(up=True))
+        self.links.change(self.outside, Address(MAIN, 24), Change(up=True))
         self.vif = self.links.add("vif5.0")
         self.links.calls.clear()
         self.keys = {"frontend-id": "5", "handle": "0", "mac": MAC, "state": "2"}
@@ -132,9 +131,11 @@ def test_route_does_as_said(tmp_path):
 
 
 def test_an_event_is_few_requests(make):
-    """One for the link itself, whatever it needs."""
+    """One before the filter of packets, one after it, and one for the outer link's neighbours."""
     cards = make()
+    cards.links.requests = 0
     cards.online()
+    assert cards.links.requests == (3 if cards.script == "vif-route" else 2)
     assert cards.links.calls.count("change") == 1
     assert cards.links.calls.index("add_neighbour") < cards.links.calls.index("change")
 
@@ -224,9 +225,8 @@ def test_removal_goes_on_where_a_step_is_refused(make):
 def test_removal_of_what_the_stock_script_set_up(make):
     """It left no word in the journal."""
     cards = make()
-    cards.links.add_address(cards.vif, MAIN, 32)
-    cards.links.change(cards.vif, Change(up=True))
-    cards.links.replace_route(cards.vif, Route("10.0.0.2/32", 2, MAIN))
+    steps = (Address(MAIN, 32), Change(up=True), Route("10.0.0.2/32", 2, MAIN))
+    cards.links.change(cards.vif, *steps)
     cards.offline()
     assert cards.is_clean
 
@@ -286,7 +286,7 @@ def test_a_host_without_ipv6(tmp_path, number):
 
 def refuse_ipv6(links, number):
     """Have what is about an IPv6 address fail."""
-    for name in ("replace_route", "add_neighbour", "proxy_neighbour"):
+    for name in ("_replace_route", "_add_neighbour", "_proxy_neighbour"):
         setattr(links, name, refusing(getattr(links, name), number))
 
 
@@ -328,11 +328,14 @@ def test_held_to_its_addresses(make):
 def test_the_filter_comes_before_the_link_goes_up_and_goes_after_it(make):
     cards = make()
     seen = []
-    real = cards.links.change
-    cards.links.change = lambda link, change: (
-        seen.append((change.up, "vif5.0" in cards.firewall.guards)),
-        real(link, change),
-    )
+    real = cards.links.apply
+
+    def watch(link, steps):
+        ups = [step.up for step in steps if isinstance(step, Change)]
+        seen.extend((up, "vif5.0" in cards.firewall.guards) for up in ups)
+        return real(link, steps)
+
+    cards.links.apply = watch
     cards.online()
     cards.online()
     cards.offline()

@@ -31,6 +31,7 @@ class Link:
     master: int  # the index of the bridge that it is a port of; 0: none
     master_kind: str = ""  # IFLA_INFO_SLAVE_KIND, e.g. "openvswitch"
     group_learning: bool = False  # a bridge's: it learns who sends to its own group addresses too
+    vlan_filtering: bool | None = None  # a bridge's: it heeds VLANs; None if it cannot
 
 
 @dataclass(frozen=True, slots=True)

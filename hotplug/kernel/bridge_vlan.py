@@ -16,41 +16,41 @@ import errno
 from typing import TYPE_CHECKING
 
 from hotplug.kernel import rtnetlink_abi as rt
+from hotplug.kernel.link_steps import encoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hotplug.kernel.rtnetlink import Rtnetlink
+    from hotplug.kernel.rtnetlink_request import Request
     from hotplug.network import Link, Vlan
 
 FIRST, LAST = 1, 4094
 
 
-def put(kernel: Rtnetlink, port: Link, vlans: Sequence[Vlan]) -> None:
+def requests(port: Link, vlans: Sequence[Vlan]) -> list[Request]:
     """Have a port in exactly these VLANs, which are in ascending order."""
+    found = []
     for kind, entries in ((rt.RTM_DELLINK, gaps(vlans)), (rt.RTM_SETLINK, wanted(vlans))):
         infos = [
             ("IFLA_BRIDGE_VLAN_INFO", {"flags": flags, "vid": number}) for flags, number in entries
         ]
         if infos:
             fields = {"family": rt.AF_BRIDGE, "index": port.index}
-            kernel.ask(kind, fields, [("IFLA_AF_SPEC", {"attrs": infos})])
+            found.append(encoded(kind, (fields, [("IFLA_AF_SPEC", {"attrs": infos})])))
+    return found
 
 
-def refuse_unfiltered(kernel: Rtnetlink, bridge: Link) -> None:
-    mask = ("IFLA_EXT_MASK", rt.RTEXT_FILTER_SKIP_STATS)
-    (message,) = kernel.ask(rt.RTM_GETLINK, {"index": bridge.index}, [mask])
+def refuse_unfiltered(bridge: Link) -> None:
     if bridge.kind != "bridge":
         raise OSError(errno.EOPNOTSUPP, "this is no Linux bridge and has no VLANs", bridge.name)
-    settings = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
-    if settings.get_attr("IFLA_BR_VLAN_PROTOCOL") is None:
+    if bridge.vlan_filtering is None:
         raise OSError(
             errno.EOPNOTSUPP,
             "this kernel's bridges know no VLANs; it was built without"
             " CONFIG_BRIDGE_VLAN_FILTERING",
             bridge.name,
         )
-    if not settings.get_attr("IFLA_BR_VLAN_FILTERING"):
+    if not bridge.vlan_filtering:
         raise OSError(
             errno.EOPNOTSUPP,
             "this bridge ignores VLANs; to change that, run: ip link set"

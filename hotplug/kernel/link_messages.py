@@ -19,7 +19,7 @@ from hotplug.network import Change, Link
 IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_EXT_MASK = 1, 3, 4, 10, 18, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND = 1, 2, 4
-IFLA_BR_MULTI_BOOLOPT = 46
+IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_PROTOCOL, IFLA_BR_MULTI_BOOLOPT = 7, 8, 46
 IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # within AF_SPEC each family has its number
 IPV4_DEVCONF_PROXY_ARP = 3  # linux/ip.h
 BOOLOPT = struct.Struct("=II")  # struct br_boolopt_multi: values, and which of them are meant
@@ -66,23 +66,33 @@ def link(message: bytes) -> Link:
     _, _, index, flags, _ = IFINFO.unpack_from(message, HEADER.size)
     found = attributes(message[HEADER.size + IFINFO.size :])
     info = attributes(found.get(IFLA_LINKINFO, b""))
+    kind = text(info.get(IFLA_INFO_KIND, b""))
+    bridge = attributes(info.get(IFLA_INFO_DATA, b"")) if kind == "bridge" else {}
     return Link(
         index=index,
         name=text(found[IFLA_IFNAME]),
-        kind=text(info.get(IFLA_INFO_KIND, b"")),
+        kind=kind,
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=number(found[IFLA_MTU]),
         up=bool(flags & IFF_UP),
         master=number(found.get(IFLA_MASTER, b"")),
         master_kind=text(info.get(IFLA_INFO_SLAVE_KIND, b"")),
-        group_learning=text(info.get(IFLA_INFO_KIND, b"")) == "bridge" and learns(info),
+        group_learning=learns(bridge),
+        vlan_filtering=heeds_vlans(bridge),
     )
 
 
-def learns(info: dict[int, bytes]) -> bool:
+def learns(bridge: dict[int, bytes]) -> bool:
     """Whether a bridge learns from frames to its own group addresses."""
-    option = attributes(info.get(IFLA_INFO_DATA, b"")).get(IFLA_BR_MULTI_BOOLOPT)
+    option = bridge.get(IFLA_BR_MULTI_BOOLOPT)
     return option is not None and not BOOLOPT.unpack(option)[0] & NO_LL_LEARN
+
+
+def heeds_vlans(bridge: dict[int, bytes]) -> bool | None:
+    """None where the kernel's bridges know no VLANs: such a one tells no protocol of theirs."""
+    if IFLA_BR_VLAN_PROTOCOL not in bridge:
+        return None
+    return bool(number(bridge.get(IFLA_BR_VLAN_FILTERING, b"")))
 
 
 def text(value: bytes) -> str:

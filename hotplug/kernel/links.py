@@ -185,9 +185,11 @@ class KernelLinks:
             self._kernel.exchange(link_steps.encoded(rt.RTM_DELNEIGH, message))
 
     def set_vlans(self, port: Link, bridge: Link, vlans: Sequence[Vlan]) -> None:
-        bridge_vlan.refuse_unfiltered(self._kernel, bridge)
+        bridge_vlan.refuse_unfiltered(bridge)
         with named(port):
-            bridge_vlan.put(self._kernel, port, vlans)
+            for answer in self._kernel.exchange_all(bridge_vlan.requests(port, vlans)):
+                if answer.error is not None:
+                    raise answer.error
 
     def close(self) -> None:
         if self._channel is not None:

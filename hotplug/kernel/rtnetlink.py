@@ -119,19 +119,6 @@ class Rtnetlink:
                 return answer.messages
         raise OSError(errno.EAGAIN, "the kernel's list of network devices does not rest")
 
-    def ask(
-        self,
-        kind: int,
-        fields: Mapping[str, Any],
-        attributes: Sequence[tuple[str, Any]] = (),
-        flags: int = 0,
-    ) -> list[Any]:
-        """A request in pyroute2's terms: what was answered to it."""
-        from hotplug.kernel import rtnetlink_messages as messages  # noqa: PLC0415 - takes 40 ms
-
-        request = Request(kind, messages.encode(kind, fields, attributes), flags)
-        return list(map(messages.decode, self.exchange(request).messages))
-
     def _receive(self) -> bytes:
         try:
             return self._socket.recv(BUFFER)

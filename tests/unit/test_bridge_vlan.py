@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotplug.kernel import bridge_vlan
+from hotplug.kernel import bridge_vlan, link_messages
 from hotplug.kernel import rtnetlink_abi as rt
-from hotplug.kernel.rtnetlink_messages import encode
+from hotplug.kernel.genetlink import attribute, nested, string, u32
 from hotplug.network import Link, Vlan
 
 PORT = Link(7, "vif1.0", "", "fe:ff:ff:ff:ff:ff", 1500, False, 3)
 PVID, UNTAGGED, BEGIN, END = 2, 4, 8, 16
-
-
-class Recorder:
-    """Takes requests and keeps their bytes."""
-
-    def __init__(self):
-        self.sent = []
-
-    def ask(self, kind, fields, attributes):
-        self.sent.append((kind, encode(kind, fields, attributes)))
+PROTOCOL = b"\x81\x00"
 
 
 def sent(*vlans):
-    recorder = Recorder()
-    bridge_vlan.put(recorder, PORT, vlans)
-    return recorder.sent
+    return [(one.kind, one.body) for one in bridge_vlan.requests(PORT, vlans)]
 
 
 def request(kind, *entries):
@@ -88,3 +79,32 @@ def test_every_vlan_is_added_or_deleted(bounds):
     added, deleted = numbers(bridge_vlan.wanted(vlans)), numbers(bridge_vlan.gaps(vlans))
     assert added == [n for vlan in vlans for n in range(vlan.first, vlan.last + 1)]
     assert sorted(added + deleted) == list(range(1, 4095))
+
+
+@pytest.mark.parametrize(
+    ("kind", "filtering", "problem"),
+    [
+        ("bridge", None, "know no VLANs"),
+        ("bridge", False, "ip link set xenbr0 type bridge vlan_filtering 1"),
+        ("bond", None, "no Linux bridge"),
+    ],
+)
+def test_a_bridge_that_heeds_no_vlans(kind, filtering, problem):
+    bridge = Link(3, "xenbr0", kind, "02:00:00:00:00:01", 1500, True, 0, vlan_filtering=filtering)
+    with pytest.raises(OSError, match=problem) as failure:
+        bridge_vlan.refuse_unfiltered(bridge)
+    assert (failure.value.errno, failure.value.filename) == (errno.EOPNOTSUPP, "xenbr0")
+    bridge_vlan.refuse_unfiltered(dataclasses.replace(bridge, kind="bridge", vlan_filtering=True))
+
+
+@pytest.mark.parametrize(
+    ("told", "filtering"),
+    [(b"", None), (b"\1", None), (b"\0" + PROTOCOL, False), (b"\1" + PROTOCOL, True)],
+)
+def test_what_a_bridge_says_of_vlans(told, filtering):
+    """Linux without CONFIG_BRIDGE_VLAN_FILTERING tells vlan_filtering, and no protocol."""
+    data = attribute(7, told[:1]) + (attribute(8, told[1:]) if told[1:] else b"")
+    info = nested(18, string(1, "bridge") + nested(2, data))
+    body = struct.pack("=BxHiII", 0, 0, 3, 0, 0) + string(3, "xenbr0") + u32(4, 1500) + info
+    link = link_messages.link(rt.HEADER.pack(16 + len(body), rt.RTM_NEWLINK, 0, 1, 0) + body)
+    assert (link.name, link.vlan_filtering) == ("xenbr0", filtering)

@@ -187,8 +187,11 @@ class Loops(Protocol):
         """The path of the file behind a loop device, as sysfs has it, without " (deleted)"."""
         ...
 
-    def bound_to(self, backing: FileId) -> Sequence[Loop]:
-        """Every loop device bound to this file, whoever bound it; no scan in the agent."""
+    def bound_to(self, backing: FileId, *, but: int | None = None) -> Sequence[Loop]:
+        """Every loop device bound to this file, whoever bound it; no scan in the agent.
+
+        ``but`` is the number of one that need not be asked.
+        """
         ...
 
 

@@ -156,9 +156,10 @@ class FakeLoops(Failing):
         self._called("backing_name", number)
         return self.names.get(number)
 
-    def bound_to(self, backing):
+    def bound_to(self, backing, *, but=None):
         self._called("bound_to", backing)
-        return [loop for loop in self.devices.values() if loop.backing == backing]
+        others = (loop for number, loop in self.devices.items() if number != but)
+        return [loop for loop in others if loop.backing == backing]
 
 
 @dataclass

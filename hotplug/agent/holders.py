@@ -92,7 +92,7 @@ class StoreHolders:
         try:
             self._take_notes()
             wanted = self._todo - {mine}
-            if EVERYTHING in wanted or len(wanted) > ALONG:
+            if not wanted or EVERYTHING in wanted or len(wanted) > ALONG:
                 return self._store.read_many(paths)
             return [allowed(value) for value in self._read(wanted, paths)]
         finally:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from hotplug.events import Device
-    from hotplug.ports import FileId, Holder, Host, Loop, Mount, Number, Store
+    from hotplug.ports import Holder, Host, Loop, Mount, Number, Store
 
 
 class User(enum.Enum):
@@ -116,13 +116,14 @@ def refuse_device(
         refuse_unknown(host, domid, path)
 
 
-def refuse_file(
-    host: Host, device: Device, domid: int, path: str, file_id: FileId, wanted: Mode
-) -> None:
-    """DeviceBusyError if any loop device over this file forbids ``wanted``; mounts come first."""
+def refuse_file(host: Host, device: Device, domid: int, path: str, own: Loop, wanted: Mode) -> None:
+    """DeviceBusyError if any loop device over this file forbids ``wanted``; mounts come first.
+
+    ``own`` is the one that the guest shall have. Whether it still is what it was is asked later.
+    """
     if wanted is Mode.FORCED:
         return
-    loops = host.loops.bound_to(file_id)
+    loops = [own, *host.loops.bound_to(own.backing, but=own.number)]
     prefix = f"File {path} is loopback-mounted through "
     _refuse_loops(host, device, domid, loops, prefix, wanted)
     for loop in loops:

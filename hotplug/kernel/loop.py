@@ -169,7 +169,7 @@ class KernelLoops:
 
     def is_still(self, loop: Loop) -> bool:
         """Whether a loop device is bound as it was; nobody is asked if we are sure of it."""
-        now = self._index.current(loop.number) or self.get(loop.number)
+        now = self._index.unchanged(loop.number) or self.get(loop.number)
         return now is not None and (now.backing, now.reference) == (loop.backing, loop.reference)
 
     def below(self, device: Number) -> Loop | None:
@@ -197,12 +197,12 @@ class KernelLoops:
         """The path of the backing file, as sysfs has it."""
         return loop_sysfs.backing_name(number)
 
-    def bound_to(self, backing: FileId) -> Sequence[Loop]:
-        """Every loop device bound to a file.
+    def bound_to(self, backing: FileId, *, but: int | None = None) -> Sequence[Loop]:
+        """Every loop device bound to a file, ``but`` one that the caller knows.
 
         One that does not answer is missing; ``attach`` makes up for it.
         """
-        loops = map(self.get, sorted(self._index.candidates(backing)))
+        loops = map(self.get, sorted(self._index.candidates(backing) - {but}))
         return [loop for loop in loops if loop is not None and loop.backing == backing]
 
     def close(self) -> None:

@@ -49,8 +49,8 @@ class Kernel:
         if number not in self.devices:
             self.add(number)
         if self.devices[number] is None:
-            self.devices[number] = loop(number, file)
             self._changed(number, event=self.announces)
+            self.devices[number] = loop(number, file, self.sequence)
 
     def unbind(self, number):
         if self.devices.get(number) is not None:
@@ -95,8 +95,8 @@ class Kernel:
         return self.sequences.get(number) if self.counts else None
 
 
-def loop(number, file):
-    return Loop(number, Number(7, number), file, 0, 0, False, False, b"")
+def loop(number, file, sequence):
+    return Loop(number, Number(7, number), file, 0, 0, False, False, b"%d" % sequence)
 
 
 def watch(kernel, monkeypatch, *, events=True):
@@ -397,8 +397,12 @@ def test_no_binding_is_ever_missed(monkeypatch, steps, announces, counts, events
         else:
             getattr(kernel, name)(*arguments)
         if is_followed_by_a_question:
+            for number in NUMBERS:
+                assert index.unchanged(number) in (None, kernel.devices.get(number))
             for file in FILES:
                 assert really(index, kernel, file) == kernel.bound_to(file)
+            for number in NUMBERS if counts or (announces and events) else ():
+                assert index.unchanged(number) == kernel.devices.get(number)
 
 
 @dataclass

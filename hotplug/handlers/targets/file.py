@@ -39,14 +39,14 @@ def prepare(host: Host, disk: Disk, located: Located, resources: ExitStack) -> A
     backing = open_backing(host, disk.mode, located)
     resources.callback(close, backing)
 
-    def refuse_sharing() -> None:
-        refuse_file(host, disk.device, disk.frontend, path, file_id, disk.mode)
-
     def attach(entry: Entry, undo: ExitStack) -> Attached:
         loop = half_done(host, disk, path, file_id, entry) or attach_loop(
             host, disk, backing, path, file_id, entry, undo
         )
         refuse_replaced(located)
+
+        def refuse_sharing() -> None:
+            refuse_file(host, disk.device, disk.frontend, path, loop, disk.mode)
 
         def verify() -> None:
             host.deadline.stage(f"looking at {path} once more")

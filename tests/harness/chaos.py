@@ -176,11 +176,16 @@ class Chaos:
         return []
 
     def do_foreign(self, draw: Draw, _: list[Operation]) -> list[Operation]:
-        """Somebody binds a loop device to an image, and lets it go another time."""
+        """Somebody binds a loop device to an image, and lets it go another time.
+
+        It may be one that a disk had until a moment ago, whose backend names it as long as libxl
+        has not deleted it: then the image is that guest's, for all that the store tells.
+        """
         if draw.name in self.foreign:
             loops.detach(self.foreign.pop(draw.name))
-        elif self.identity(draw.name) is not None:
+        elif (file := self.identity(draw.name)) is not None:
             self.foreign[draw.name] = loops.attach(self.files / draw.name)
+            self.touched.add(file)
         return []
 
     def do_agent(self, draw: Draw, _: list[Operation]) -> list[Operation]:

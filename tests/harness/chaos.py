@@ -182,11 +182,19 @@ class Chaos:
         has not deleted it: then the image is that guest's, for all that the store tells.
         """
         if draw.name in self.foreign:
-            loops.detach(self.foreign.pop(draw.name))
+            self.let_go(draw.name)
         elif (file := self.identity(draw.name)) is not None:
             self.foreign[draw.name] = loops.attach(self.files / draw.name)
             self.touched.add(file)
         return []
+
+    def let_go(self, name: str) -> None:
+        """Nobody has taken it away meanwhile, or else it may be anybody's by now."""
+        path = self.foreign.pop(name)
+        bound = binding(path)
+        assert bound is not None, path
+        assert not bound.reference.startswith("xen-hotplug"), (path, bound)
+        loops.detach(path)
 
     def do_agent(self, draw: Draw, _: list[Operation]) -> list[Operation]:
         agent = self.runner.agent
@@ -331,9 +339,8 @@ class Chaos:
         """Everything is removed; then nothing is there."""
         if self.runner.agent.process.poll() is not None:
             self.runner.start_agent()
-        for loop in self.foreign.values():
-            loops.detach(loop)
-        self.foreign.clear()
+        for name in tuple(self.foreign):
+            self.let_go(name)
         for disk in self.disks:
             if disk.backend is not None:
                 result = self.runner.remove(disk.backend)

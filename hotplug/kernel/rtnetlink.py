@@ -17,6 +17,7 @@ loop and a socket for each thread that asks, and takes more than twice the time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import socket
@@ -50,10 +51,7 @@ class Rtnetlink:
     __slots__ = ("_mutex", "_sequence", "_socket")
 
     def __init__(self) -> None:
-        self._socket = connect()
-        # The kernel's own clock: Python's would be a poll() before each call.
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(SECONDS, 0))
+        self._socket = connect_impatiently()
         self._mutex = threading.Lock()
         self._sequence = itertools.count(1)
 
@@ -63,11 +61,25 @@ class Rtnetlink:
         In one datagram, if they are not very many. All of them are tried.
         """
         with self._mutex:
-            return [
-                answer
-                for start in range(0, len(requests), BATCH)
-                for answer in self._exchange(requests[start : start + BATCH])
-            ]
+            try:
+                return [
+                    answer
+                    for start in range(0, len(requests), BATCH)
+                    for answer in self._exchange(requests[start : start + BATCH])
+                ]
+            except BaseException:
+                self._start_over()
+                raise
+
+    def _start_over(self) -> None:
+        """Another socket, after requests that were given up.
+
+        The kernel tells nothing to one whose buffer ran over (ENOBUFS) until that was read to its
+        end, and refuses it another dump. The next to ask has nothing to do with that.
+        """
+        with contextlib.suppress(OSError):
+            former, self._socket = self._socket, connect_impatiently()
+            former.close()
 
     def exchange(self, request: Request) -> Answer:
         """One request; OSError if it was refused."""
@@ -128,6 +140,14 @@ class Rtnetlink:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def connect_impatiently() -> socket.socket:
+    connection = connect()
+    # The kernel's own clock: Python's would be a poll() before each call.
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(SECONDS, 0))
+    return connection
 
 
 def connect(groups: int = 0) -> socket.socket:

@@ -393,6 +393,36 @@ def test_a_kernel_that_does_not_answer(net, links):
     assert (raised.value.errno, raised.value.filename) == (errno.ETIMEDOUT, "xenbr0")
 
 
+def test_answers_that_did_not_fit_into_the_buffer_are_the_loss_of_one(net, links):
+    """The kernel tells nothing more to such a socket until it was read to its end."""
+    net.add_vif("vif1.0")
+    link = links.find("vif1.0")
+    links._kernel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    refused = [Route("10.0.0.2/32", 2, "203.0.113.1")] * 40
+    with pytest.raises(OSError, match="No buffer space") as raised:
+        links.apply(link, refused)
+    assert raised.value.errno == errno.ENOBUFS
+    assert links.find("vif1.0") == link
+    assert [error.errno for error in links.apply(link, refused)] == [errno.ENETDOWN] * 40
+
+
+def test_a_dump_that_was_given_up_keeps_out_no_other(net, links, monkeypatch):
+    """The kernel refuses a socket another one until all is read (EBUSY)."""
+    net.add_vif("vif1.0")
+    batch(net, [f"addr add 10.9.{n // 250}.{n % 250 + 1}/32 dev vif1.0" for n in range(1500)])
+    link = links.find("vif1.0")
+    with monkeypatch.context() as broken:
+        broken.setattr(rtnetlink.Rtnetlink, "_receive", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            links.change(link, Flush(), Change(mtu=1400))
+    assert links.apply(link, [Flush(), Change(mtu=1300)]) == [None, None]
+    assert links.addresses(link) == []
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_split(data):
     for _, _, _, body in itertools.islice(rtnetlink.split(data), 100):

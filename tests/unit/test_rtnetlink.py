@@ -23,8 +23,17 @@ class Kernel:
     def __init__(self, monkeypatch):
         self.sent = []
         self.ready = []
-        monkeypatch.setattr(rtnetlink, "connect", lambda: self)
+        self.is_full = False  # of sockets
+        monkeypatch.setattr(rtnetlink, "connect", self.connect)
         self.channel = rtnetlink.Rtnetlink()
+
+    def connect(self):
+        if self.is_full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self
+
+    def close(self):
+        self.ready.clear()
 
     def setsockopt(self, *_):
         pass
@@ -160,8 +169,21 @@ def test_a_dump_that_never_is_whole(kernel):
         kernel.channel.dump_raw(DUMP.kind, DUMP.body)
 
 
+def test_requests_that_were_given_up_leave_nothing_behind(kernel):
+    """Whatever put an end to it."""
+    kernel.recv = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        kernel.says([told(1)], [done(1)]).exchange(DUMP)
+    assert kernel.ready == []
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+
 def test_answers_to_requests_that_were_given_up(kernel):
-    """They come later, in whatever order, and are nobody's."""
+    """They come later, in whatever order, and are nobody's, if there is no other socket."""
+    kernel.is_full = True
     with pytest.raises(TimeoutError, match="has not answered"):
         kernel.says([told(1, b"old-")]).exchange_all([DUMP, GET, CHANGE])
     late = ([told(2, b"old-")], [ended(3, errno.EPERM)], [told(1, b"old-")])

@@ -48,6 +48,7 @@ class Change:
     up: bool | None = None
     group_learning: bool | None = None  # of a bridge
     proxy_arp: bool | None = None  # answer for other hosts: net.ipv4.conf.LINK.proxy_arp
+    known_as: str | None = None  # ENODEV if it has lost this name meanwhile; not with ``name``
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,8 @@ class FakeLinks:
 
     def _change(self, link, change):
         with self._operation("change", link):
+            name = self.links[link.index].name
+            self._refuse_unless(link, change.known_as in (None, name), errno.ENODEV)
             if change.mac is not None:
                 self._set(link, mac=change.mac)
             if change.mtu is not None:

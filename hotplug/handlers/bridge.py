@@ -129,7 +129,7 @@ def set_up(
             host.links.change(bridge, Change(group_learning=False))
         filters.guard(host, card, allowed, spoofing.alone(card.ip))
         if vlans or allowed:
-            host.links.change(link, Change(up=True))
+            host.links.change(link, Change(up=True, known_as=filters.known_as(card, allowed)))
     except OSError as error:
         raise HotplugError(
             f"{card.name} cannot be made a port of {bridge.name}: {error.strerror}"

@@ -69,6 +69,14 @@ def guard(host: Host, card: Vif, allowed: Allowance | None, alone: Sequence[str]
         raise HotplugError(f"{card.name}: {error.strerror or error}") from error
 
 
+def known_as(card: Vif, allowed: Allowance | None) -> str | None:
+    """The name under which alone a link may go up: another one is not guarded.
+
+    A rule of udev's, for one, may rename it while we are at work.
+    """
+    return card.name if allowed is not None else None
+
+
 def is_renamed(card: Vif) -> bool:
     return card.name != card.original
 

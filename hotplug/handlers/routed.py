@@ -83,7 +83,7 @@ def set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
 def _set_up(host: Host, card: Vif, link: Link, routing: Routing) -> Link:
     take(host, card.name, link, list(before(card, link, routing)))
     filters.guard(host, card, routing.allowed, list(routing.hosts()))
-    take(host, card.name, link, list(after(routing)))
+    take(host, card.name, link, list(after(card, routing)))
     return dataclasses.replace(link, name=card.name, up=True)
 
 
@@ -99,8 +99,9 @@ def before(card: Vif, link: Link, routing: Routing) -> Iterator[Step]:
         yield Change(name=card.name)
 
 
-def after(routing: Routing) -> Iterator[Step]:
-    yield Change(up=True, proxy_arp=True)
+def after(card: Vif, routing: Routing) -> Iterator[Step]:
+    known_as = filters.known_as(card, routing.allowed)
+    yield Change(up=True, proxy_arp=True, known_as=known_as)
     yield from routing.routes()
 
 

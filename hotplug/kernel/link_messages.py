@@ -40,9 +40,15 @@ def wanted_of_kind(kind: str) -> bytes:
 
 
 def changed(index: int, change: Change) -> bytes:
-    """Of RTM_NEWLINK, for a link that is there."""
+    """Of RTM_NEWLINK, for a link that is there.
+
+    The kernel takes the name for a new one if it is told an index too, and finds the link by it if
+    not. With both, before Linux 6.2, even the name that it has is refused while it is up (EBUSY).
+    """
     flags, mask = (IFF_UP if change.up else 0, IFF_UP) if change.up is not None else (0, 0)
-    parts = [IFINFO.pack(0, 0, index, flags, mask)]
+    parts = [IFINFO.pack(0, 0, index if change.known_as is None else 0, flags, mask)]
+    if change.known_as is not None:
+        parts.append(string(IFLA_IFNAME, change.known_as))
     if change.name is not None:
         parts.append(string(IFLA_IFNAME, change.name))
     if change.mac is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import re
 
@@ -182,6 +183,18 @@ def test_what_comes_before_a_refusal_is_done(world):
     refused(errno.EEXIST, link, world.links.change, Change(name="taken", mtu=1400, up=True))
     now = world.links.get(link.index)
     assert (now.name, now.mtu, now.up) == ("vif1.0", 1400, False)
+
+
+def test_a_change_that_is_for_a_name_alone(world):
+    link, other = world.add("vif1.0"), world.add("vif2.0")
+    for _ in range(2):  # it need not be down for that
+        world.links.change(link, Change(up=True, mtu=1400, known_as="vif1.0"))
+        assert world.links.get(link.index) == dataclasses.replace(link, up=True, mtu=1400)
+    world.links.change(link, Change(up=False))
+    world.links.change(link, Change(name="oops"))
+    refused(errno.ENODEV, link, world.links.change, Change(up=True, known_as="vif1.0"))
+    assert not world.links.get(link.index).up
+    assert world.links.get(other.index) == other
 
 
 @pytest.mark.parametrize("mtu", [67, 65536])

@@ -13,6 +13,7 @@ from hotplug.agent.deadline import EventDeadline
 from hotplug.errors import BackendGoneError, DeadlineError, HotplugError, LockTimeoutError
 from hotplug.events import Action, Device, Event
 from hotplug.handlers import bridge, hooks, nat, openvswitch, route
+from hotplug.network import Address, Change
 from hotplug.ports import Finished
 
 CARD = Device("vif", 5, 0)
@@ -141,6 +142,33 @@ def test_a_tap_whose_backend_is_removed_meanwhile(place, hook, module):
     with pytest.raises(BackendGoneError):
         place.run(module, "tap")
     assert place.links.find("vif5.0-emu") is not None
+    assert place.world.journal(CARD) is None
+
+
+@pytest.mark.parametrize("vifname", [{}, {"vifname": "web"}], ids=["", "renamed"])
+@pytest.mark.parametrize("module", [bridge, nat, route], ids=["bridge", "nat", "route"])
+def test_a_link_that_others_rename_while_its_filter_is_set(place, monkeypatch, module, vifname):
+    """The filter knows it by its name, so it stays down."""
+    place.has(ip="10.0.0.2", **vifname)
+    place.links.change(place.links.add("eth0"), Address("192.0.2.1", 24))
+    link = place.links.find("vif5.0")
+    firewall = place.world.parts["firewall"]
+    ups = []
+
+    def guard(*_):
+        place.links.change(link, Change(name="oops"))
+        monkeypatch.setattr(place.links, "_set", watch)
+
+    def watch(link, **values):
+        ups.append(values.get("up"))
+        type(place.links)._set(place.links, link, **values)
+
+    monkeypatch.setattr(firewall, "guard", guard)
+    with pytest.raises(HotplugError, match="No such device"):
+        place.run(module)
+    assert True not in ups
+    assert place.links.routes(link) == []
+    assert place.read("hotplug-status") is None
     assert place.world.journal(CARD) is None
 
 

@@ -109,10 +109,10 @@ def deletions(
     requests = []
     for message in map(decode, mine):
         values = [(name, message.get_attr(name)) for name in ("IFA_LOCAL", "IFA_ADDRESS")]
-        texts = [value for _, value in values if value]
-        if (texts[0], message["prefixlen"]) not in kept:
+        known = [pair for pair in values if pair[1]]
+        # IFA_ADDRESS is the other end's, where that has one of its own, and a route leads there.
+        if not all((text, message["prefixlen"]) in kept for _, text in known):
             fields = {key: message[key] for key in ("family", "prefixlen", "index")}
-            known = [pair for pair in values if pair[1]]
             requests.append(encoded(rt.RTM_DELADDR, (fields, known)))
     return requests
 

@@ -264,6 +264,16 @@ def test_what_the_kernel_gives_a_link_that_goes_up_is_not_flushed(net, links, co
     assert count or "fe80::77" not in left
 
 
+def test_an_address_for_one_other_end_is_not_the_one_that_is_added(net, links):
+    """The kernel has a route to that end, a former guest perhaps."""
+    net.add_vif("vif1.0")
+    net.ip("address", "add", "192.0.2.1", "peer", "10.0.0.9/32", "dev", "vif1.0")
+    link = links.find("vif1.0")
+    links.change(link, Flush(), Address("192.0.2.1", 32), Change(up=True))
+    assert net.addresses("vif1.0") == ["192.0.2.1/32"]
+    assert net.routes() == []
+
+
 def test_more_steps_than_fit_into_a_datagram(net, links):
     net.add_vif("vif1.0")
     link = links.find("vif1.0")

@@ -57,6 +57,10 @@ class Routing:
 
 def network_of(card: Vif, word: str) -> Network:
     """A word of the key ``ip``; HotplugError if it is none."""
+    if "%" in word:
+        raise HotplugError(
+            f"{card.device}/ip: '{word}' names an interface of this host; write the address alone"
+        )
     try:
         return ipaddress.ip_network(word)
     except ValueError as error:

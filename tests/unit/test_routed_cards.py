@@ -315,6 +315,15 @@ def test_unless_that_is_off(tmp_path):
     assert cards.status == b"connected"
 
 
+def test_an_address_on_an_interface_of_this_host(tmp_path):
+    """Of no guest's; where it is held to its addresses, they are refused for that."""
+    cards = Cards(tmp_path, "vif-route").has(ip="10.0.0.2 fe80::1%eth0")
+    cards.world.config = dataclasses.replace(cards.world.config, antispoof="never")
+    with pytest.raises(HotplugError, match="/ip: 'fe80::1%eth0' names an interface"):
+        cards.online()
+    assert cards.is_clean
+
+
 def test_held_to_its_addresses(make):
     cards = make()
     cards.online()

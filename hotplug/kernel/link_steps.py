@@ -101,13 +101,8 @@ def deletions(
     """Requests to delete the addresses of a link that a Flush among these steps has found."""
     kept = {(step.text, step.prefix) for step in steps if isinstance(step, Address)}
     found = [*told.messages[: told.prompt], *late(told.messages[told.prompt :]), *late(again)]
-    mine = [data for data in found if interface(data) == link.index]
-    if not mine:
-        return []
-    from hotplug.kernel.rtnetlink_messages import decode  # noqa: PLC0415 - takes 40 ms
-
     requests = []
-    for message in map(decode, mine):
+    for message in decoded(link, found):
         values = [(name, message.get_attr(name)) for name in ("IFA_LOCAL", "IFA_ADDRESS")]
         known = [pair for pair in values if pair[1]]
         # IFA_ADDRESS is the other end's, where that has one of its own, and a route leads there.
@@ -129,6 +124,13 @@ def late(messages: Sequence[bytes]) -> Iterator[bytes]:
             yield data
 
 
-def interface(data: bytes) -> int:
-    index: int = rt.IFADDR.unpack_from(data, rt.HEADER.size)[4]
-    return index
+def decoded(link: Link, addresses: Sequence[bytes]) -> list[Any]:
+    """Those of a link, in pyroute2's terms."""
+    mine = [
+        data for data in addresses if rt.IFADDR.unpack_from(data, rt.HEADER.size)[4] == link.index
+    ]
+    if not mine:
+        return []
+    from hotplug.kernel.rtnetlink_messages import decode  # noqa: PLC0415 - takes 40 ms
+
+    return list(map(decode, mine))

@@ -147,13 +147,7 @@ class KernelLinks:
     def _addresses(self, link: Link) -> list[Any]:
         wanted = link_steps.addresses_of(link)
         with named(link):
-            found = self._kernel.dump_raw(wanted.kind, wanted.body)
-        mine = [data for data in found if link_steps.interface(data) == link.index]
-        if not mine:
-            return []
-        from hotplug.kernel.rtnetlink_messages import decode  # noqa: PLC0415 - takes 40 ms
-
-        return list(map(decode, mine))
+            return link_steps.decoded(link, self._kernel.dump_raw(wanted.kind, wanted.body))
 
     def routes(self, link: Link) -> Sequence[Route]:
         return [

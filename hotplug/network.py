@@ -32,6 +32,7 @@ class Link:
     master_kind: str = ""  # IFLA_INFO_SLAVE_KIND, e.g. "openvswitch"
     group_learning: bool = False  # a bridge's: it learns who sends to its own group addresses too
     vlan_filtering: bool | None = None  # a bridge's: it heeds VLANs; None if it cannot
+    calls_iptables: bool = False  # a bridge's own setting nf_call_iptables, or that of ip6tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,8 @@ class Firewall(Protocol):
         """Names of the links that are guarded."""
         ...
 
-    def forwards(self, link: str) -> bool:
-        """Whether iptables sees what goes over the bridge of this port."""
+    def forwards(self, bridge: Link) -> bool:
+        """Whether iptables sees what goes over a bridge, or ip6tables."""
         ...
 
     def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:

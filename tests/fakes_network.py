@@ -39,10 +39,12 @@ class FakeFirewall(Failing):
         self._called("guarded")
         return sorted(self.guards)
 
-    def forwards(self, link):
-        self._called("forwards", link)
-        checked(link)
-        return self.filters_bridges
+    def see_all_bridges(self, *, sees):
+        self.filters_bridges = sees
+
+    def forwards(self, bridge):
+        self._called("forwards", bridge)
+        return self.filters_bridges or bridge.calls_iptables
 
     def accept(self, link, words, deadline):
         self._called("accept", link, tuple(words))

@@ -134,7 +134,7 @@ def set_up(
         raise HotplugError(
             f"{card.name} cannot be made a port of {bridge.name}: {error.strerror}"
         ) from error
-    filters.accept(host, card, link, entry, SCRIPT)
+    filters.accept(host, card, link, bridge, entry, SCRIPT)
     if mtu is None or (now is not link and now.mtu != mtu):
         return None
     return mtu

@@ -106,12 +106,12 @@ def _renew(host: Host, name: str, allowed: Allowance) -> None:
     host.note(f"others deleted the packet filter of {name}; it is set again")
 
 
-def accept(host: Host, card: Vif, link: Link, entry: Entry, script: str) -> None:
+def accept(host: Host, card: Vif, link: Link, bridge: Link, entry: Entry, script: str) -> None:
     """The stock rules, once the link is a bridge's port.
 
     They forbid nothing. So it is noted if iptables refuses them, and no failure, as with stock.
     """
-    if not host.firewall.forwards(card.name):
+    if not host.firewall.forwards(bridge):
         return
     vif.remember(entry, card, link, script, **{ACCEPTED: 1})
     host.deadline.stage(f"setting iptables' rules for {card.name}")

@@ -14,7 +14,7 @@ from hotplug.kernel.nfnetlink import Channel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hotplug.network import Allowance
+    from hotplug.network import Allowance, Link
     from hotplug.ports import Deadline, Locks, Programs
 
 
@@ -53,9 +53,9 @@ class KernelFirewall:
         """Names of the links that are guarded."""
         return self._guards.guarded()
 
-    def forwards(self, link: str) -> bool:
-        """Whether iptables sees what goes over the bridge of this port."""
-        return self._forward.sees(checked(link))
+    def forwards(self, bridge: Link) -> bool:
+        """Whether iptables sees what goes over a bridge, or ip6tables."""
+        return self._forward.sees(bridge)
 
     def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:
         """The stock scripts' rules in iptables' FORWARD, where they have an effect at all."""

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from hotplug.network import Link
     from hotplug.ports import Deadline, Locks, Programs
 
 LOCK = "iptables"
@@ -36,6 +37,7 @@ BRIDGE_NETFILTER = "/proc/sys/net/bridge"
 BRIDGE_OF = "/sys/class/net/{}/brport/bridge/bridge"
 NAME = re.compile(r"\w[\w.@-]*", re.ASCII)  # a + at its end, for one, would mean many links
 TAG = re.compile(r' -m comment --comment "xen-hotplug ([^"\\]+)"')  # as iptables-save writes it
+SETTING = 16  # bytes of a file with a number
 DHCP = "-p udp -m udp --sport 68 --dport 67"
 
 
@@ -73,9 +75,10 @@ class Forward:
         self._programs = programs
         self._locks = locks
 
-    def sees(self, link: str) -> bool:
-        """Whether what goes over a port's bridge comes to one of the families."""
-        return any(is_on(tool, link) for tool in TOOLS)
+    def sees(self, bridge: Link) -> bool:
+        """Whether what goes over a bridge comes to one of the families."""
+        for_all = [setting(switch(tool)) for tool in TOOLS]
+        return b"1" in for_all or (bridge.calls_iptables and for_all != [None, None])
 
     def accept(self, link: str, words: Sequence[str], deadline: Deadline) -> None:
         for tool in TOOLS:
@@ -157,18 +160,26 @@ class Forward:
 
 def is_on(tool: Tool, link: str) -> bool:
     """Whether this family's iptables sees what goes over bridges, or over the link's."""
+    for_all = setting(switch(tool))
     own = f"{BRIDGE_OF.format(link)}/nf_{tool.switch.replace('-', '_')}"
-    return is_one(f"{BRIDGE_NETFILTER}/bridge-nf-{tool.switch}") or (
-        os.path.exists(BRIDGE_NETFILTER) and is_one(own)
-    )
+    return for_all == b"1" or (for_all is not None and setting(own) == b"1")
 
 
-def is_one(path: str) -> bool:
+def switch(tool: Tool) -> str:
+    """That of all bridges."""
+    return f"{BRIDGE_NETFILTER}/bridge-nf-{tool.switch}"
+
+
+def setting(path: str) -> bytes | None:
+    """None: no bridge netfilter, or no port of a bridge. Every card asks: hence no file object."""
     try:
-        with open(path, "rb") as file:
-            return file.read().strip() == b"1"
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False  # no bridge netfilter, or no port of a bridge
+        return None
+    try:
+        return os.read(descriptor, SETTING).strip()
+    finally:
+        os.close(descriptor)
 
 
 def tag(link: str) -> str:

@@ -20,6 +20,7 @@ IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flag
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_EXT_MASK = 1, 3, 4, 10, 18, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND = 1, 2, 4
 IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_PROTOCOL, IFLA_BR_MULTI_BOOLOPT = 7, 8, 46
+IFLA_BR_NF_CALL = (36, 37)  # iptables, ip6tables; a kernel without bridge netfilter tells none
 IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # within AF_SPEC each family has its number
 IPV4_DEVCONF_PROXY_ARP = 3  # linux/ip.h
 BOOLOPT = struct.Struct("=II")  # struct br_boolopt_multi: values, and which of them are meant
@@ -85,6 +86,7 @@ def link(message: bytes) -> Link:
         master_kind=text(info.get(IFLA_INFO_SLAVE_KIND, b"")),
         group_learning=learns(bridge),
         vlan_filtering=heeds_vlans(bridge),
+        calls_iptables=any(number(bridge.get(option, b"")) for option in IFLA_BR_NF_CALL),
     )
 
 

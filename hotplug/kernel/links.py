@@ -23,7 +23,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from hotplug.kernel import bridge_vlan, link_messages, link_steps
+from hotplug.kernel import bridge_vlan, genetlink, link_messages, link_steps
 from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.kernel.rtnetlink_request import Request
 from hotplug.network import Address, Flush, Route
@@ -214,11 +214,11 @@ def named(link: Link, forgive: Collection[int] = ()) -> Iterator[None]:
 
 def is_news_of(news: socket, name: str, seconds: float) -> bool:
     """Wait for the kernel to tell of a link; whether it may be the one of this name."""
-    from hotplug.kernel.rtnetlink import BUFFER, split  # noqa: PLC0415 - as above
+    from hotplug.kernel.rtnetlink import split  # noqa: PLC0415 - as above
 
     news.settimeout(seconds)
     try:
-        data = news.recv(BUFFER)
+        data = news.recv(genetlink.MAX_ANSWER)
     except TimeoutError:
         return False
     except OSError as error:

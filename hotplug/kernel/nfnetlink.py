@@ -15,6 +15,7 @@ linux/netfilter/nfnetlink.h.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import struct
 import threading
@@ -38,7 +39,7 @@ NLM_F_DUMP = 0x300  # of a get
 NLM_F_CREATE = 0x400  # of a new
 NLMSG_DONE = 3
 GENERIC = struct.Struct(">BBH")  # struct nfgenmsg: family, version, resource; big-endian
-MAX_ANSWER = 65536  # bytes; the kernel sends at most 32 KiB at a time
+MSG_DONTWAIT = 0x40  # linux/socket.h
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 UNANSWERED = (*UNSUPPORTED, errno.EINVAL)
 ROW = 100  # messages sent at once, so that the refusals of all fit into the socket's buffer
@@ -149,7 +150,7 @@ class Channel:
             numbered = enumerate(messages, self._sequence)
             data = b"".join(packed(message, sequence) for sequence, message in numbered)
             first = self._send(data, len(messages))
-            answers = list(self._answers(first))
+            answers = list(itertools.islice(self._answers(first), len(messages)))
         for _, code in errors(answers):
             if code not in (errno.ENOENT, *UNANSWERED):
                 raise OSError(code, os.strerror(code))
@@ -173,7 +174,7 @@ class Channel:
         listing = replace(message, flags=message.flags | NLM_F_DUMP)
         first = self._send(packed(listing, self._sequence), 1)
         while True:
-            for answer in answers_in(self._receive(genetlink.SECONDS)):
+            for answer in answers_in(genetlink.receive(self._connected)):
                 if answer.sequence != first:
                     continue  # of an earlier question, that was given up
                 whole = whole and not answer.flags & NLM_F_DUMP_INTR
@@ -189,24 +190,22 @@ class Channel:
         """What was answered within sendmsg() to what has this number and later ones."""
         while True:
             try:
-                data = self._receive(0)
+                data = self._connected.recv(genetlink.MAX_ANSWER, MSG_DONTWAIT)
             except BlockingIOError:
                 return
             yield from (answer for answer in answers_in(data) if answer.sequence >= first)
 
-    def _receive(self, seconds: float) -> bytes:
-        assert self._socket is not None  # noqa: S101 - something was sent, for the type checker
-        self._socket.settimeout(seconds)
-        return self._socket.recv(MAX_ANSWER)
+    @property
+    def _connected(self) -> Socket:
+        if self._socket is None:
+            self._socket = connection()
+        return self._socket
 
     def _send(self, data: bytes, numbers: int) -> int:
         """Send what has so many sequence numbers; the first of them."""
-        if self._socket is None:
-            self._socket = connection()
         first = self._sequence
         self._sequence += numbers
-        self._socket.settimeout(genetlink.SECONDS)
-        self._socket.send(data)
+        self._connected.send(data)
         return first
 
 
@@ -244,6 +243,7 @@ def connection() -> Socket:
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     try:
         made.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        genetlink.limit(made)
     except BaseException:
         made.close()
         raise

@@ -15,15 +15,8 @@ from __future__ import annotations
 import socket
 
 from hotplug.kernel import nft_abi as abi
-from hotplug.kernel.genetlink import attributes
-from hotplug.kernel.nfnetlink import (
-    GENERIC,
-    MAX_ANSWER,
-    NETLINK_NETFILTER,
-    SOL_NETLINK,
-    Answer,
-    answers_in,
-)
+from hotplug.kernel.genetlink import MAX_ANSWER, attributes
+from hotplug.kernel.nfnetlink import GENERIC, NETLINK_NETFILTER, SOL_NETLINK, Answer, answers_in
 
 NETLINK_ADD_MEMBERSHIP = 1
 NFNLGRP_NFTABLES = 7  # linux/netfilter/nfnetlink.h

@@ -21,10 +21,10 @@ import contextlib
 import errno
 import itertools
 import socket
-import struct
 import threading
 from typing import TYPE_CHECKING, Any
 
+from hotplug.kernel import genetlink
 from hotplug.kernel.rtnetlink_abi import (
     HEADER,
     NETLINK_GET_STRICT_CHK,
@@ -38,9 +38,6 @@ from hotplug.kernel.rtnetlink_request import Answer, Request
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-BUFFER = 1 << 16  # bytes; the kernel's dumps come in pieces of at most 32 KiB
-SECONDS = 5  # for an answer; see above
-TIMEVAL = struct.Struct("@ll")
 BATCH = 64  # requests in a datagram: the answers to more might not fit into the socket's buffer
 DUMPS = 16  # tries at one that the kernel says was interrupted by a change
 
@@ -109,7 +106,7 @@ class Rtnetlink:
         for datagram in itertools.count():
             if not awaited:
                 return
-            for kind, flags, sequence, message in split(self._receive()):
+            for kind, flags, sequence, message in split(genetlink.receive(self._socket)):
                 answer = answers.get(sequence)  # None: of requests that were given up
                 if answer is not None and answer.take(kind, flags, message, datagram):
                     awaited.discard(sequence)
@@ -131,22 +128,13 @@ class Rtnetlink:
                 return answer.messages
         raise OSError(errno.EAGAIN, "the kernel's list of network devices does not rest")
 
-    def _receive(self) -> bytes:
-        try:
-            return self._socket.recv(BUFFER)
-        except BlockingIOError:
-            text = f"the kernel has not answered for {SECONDS} s"
-            raise TimeoutError(errno.ETIMEDOUT, text) from None
-
     def close(self) -> None:
         self._socket.close()
 
 
 def connect_impatiently() -> socket.socket:
     connection = connect()
-    # The kernel's own clock: Python's would be a poll() before each call.
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        connection.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(SECONDS, 0))
+    genetlink.limit(connection)
     return connection
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 
 import pytest
@@ -12,11 +13,12 @@ from harness.namespace import Namespace
 
 from hotplug.kernel.firewall import KernelFirewall
 from hotplug.kernel.programs import HostPrograms
-from hotplug.network import Allowance
+from hotplug.network import Allowance, Link
 
 TIME = FakeDeadline(30.0)
 MAC = "00:16:3e:01:02:03"
 ALLOWANCE = Allowance(MAC, ("10.0.0.2", "10.1.0.0/16", "2001:db8::2"))
+BRIDGE = Link(3, "xenbr0", "bridge", "02:00:00:00:00:01", 1500, True, 0)
 METHODS = (
     *("guard", "keeps", "unguard", "guarded", "forwards", "accept", "unaccept"),
     "forget_connections",
@@ -29,6 +31,10 @@ class Inside:
     def __init__(self, namespace, firewall):
         self._namespace = namespace
         self._firewall = firewall
+
+    def see_all_bridges(self, *, sees):
+        for switch in ("iptables", "ip6tables"):
+            self._namespace.set(f"bridge/bridge-nf-call-{switch}", "1" if sees else "0")
 
     def __getattr__(self, name):
         assert name in METHODS
@@ -102,13 +108,21 @@ def test_rules_of_iptables_may_be_there_already(firewall):
     firewall.unaccept("vif1.0", TIME)
 
 
+def test_bridges_that_iptables_sees(firewall):
+    """By their own settings, in a namespace where all bridges' are off; it begins with them on."""
+    firewall.see_all_bridges(sees=False)
+    assert not firewall.forwards(BRIDGE)
+    assert firewall.forwards(dataclasses.replace(BRIDGE, calls_iptables=True))
+    firewall.see_all_bridges(sees=True)
+    assert firewall.forwards(BRIDGE)
+
+
 @pytest.mark.parametrize("name", ["", "sixteen-letters-", "a b", "a/b", "a\nb", "a\0b"])
 def test_names_that_no_link_can_have(firewall, name):
     calls = (
         ("guard", name, ALLOWANCE),
         ("keeps", name, ALLOWANCE),
         ("unguard", name),
-        ("forwards", name),
         ("accept", name, (), TIME),
         ("unaccept", name, TIME),
     )

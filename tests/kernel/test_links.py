@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from hotplug.agent.deadline import EventDeadline
 from hotplug.errors import AbandonedError, DeadlineError
-from hotplug.kernel import link_messages, rtnetlink
+from hotplug.kernel import genetlink, link_messages, rtnetlink
 from hotplug.kernel import links as links_module
 from hotplug.kernel import rtnetlink_abi as rt
 from hotplug.kernel.links import KernelLinks
@@ -32,6 +32,7 @@ from hotplug.kernel.rtnetlink_request import Request
 from hotplug.network import Address, Change, Flush, Link, Neighbour, Route
 
 MANY = 300
+BRIDGES = ("xenbr0", "calls4", "calls6")
 
 
 @pytest.fixture
@@ -398,7 +399,7 @@ def test_a_kernel_that_does_not_answer(net, links):
     link = links.find("xenbr0")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, rtnetlink.TIMEVAL.pack(0, 10000))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, genetlink.TIMEVAL.pack(0, 10000))
         links._kernel._socket.close()
         links._kernel._socket = ours
         with pytest.raises(OSError, match="the kernel has not answered for 5 s") as raised:
@@ -425,7 +426,7 @@ def test_a_dump_that_was_given_up_keeps_out_no_other(net, links, monkeypatch):
     batch(net, [f"addr add 10.9.{n // 250}.{n % 250 + 1}/32 dev vif1.0" for n in range(1500)])
     link = links.find("vif1.0")
     with monkeypatch.context() as broken:
-        broken.setattr(rtnetlink.Rtnetlink, "_receive", interrupted)
+        broken.setattr(genetlink, "receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             links.change(link, Flush(), Change(mtu=1400))
     assert links.apply(link, [Flush(), Change(mtu=1300)]) == [None, None]
@@ -454,25 +455,33 @@ def test_links_as_pyroute2_reads_them(net, links):
     net.add_vif("vif1.0")
     net.add_tap("vif1.0-emu")
     net.ip("link", "set", "dev", "vif1.0", "master", "xenbr0", "up")
+    for name, setting in zip(BRIDGES[1:], ("nf_call_iptables", "nf_call_ip6tables"), strict=True):
+        net.add_bridge(name)
+        net.ip("link", "set", "dev", name, "type", "bridge", setting, "1")
     with contextlib.closing(rtnetlink.Rtnetlink()) as channel:
         found = channel.dump_raw(rt.RTM_GETLINK, link_messages.wanted())
     assert len(found) >= 4
     for data in found:
         ours, theirs = link_messages.link(data), decode(data)
         info = theirs.get_attr("IFLA_LINKINFO")
-        assert ours == Link(
-            theirs["index"],
-            theirs.get_attr("IFLA_IFNAME"),
-            (info.get_attr("IFLA_INFO_KIND") if info else None) or "",
-            theirs.get_attr("IFLA_ADDRESS") or "",
-            theirs.get_attr("IFLA_MTU"),
-            bool(theirs["flags"] & rt.IFF_UP),
-            theirs.get_attr("IFLA_MASTER") or 0,
-            (info.get_attr("IFLA_INFO_SLAVE_KIND") if info else None) or "",
-            group_learning=theirs.get_attr("IFLA_IFNAME") == "xenbr0",
-            vlan_filtering=ours.vlan_filtering,  # as the kernel was built
+        assert (
+            ours
+            == Link(
+                theirs["index"],
+                theirs.get_attr("IFLA_IFNAME"),
+                (info.get_attr("IFLA_INFO_KIND") if info else None) or "",
+                theirs.get_attr("IFLA_ADDRESS") or "",
+                theirs.get_attr("IFLA_MTU"),
+                bool(theirs["flags"] & rt.IFF_UP),
+                theirs.get_attr("IFLA_MASTER") or 0,
+                (info.get_attr("IFLA_INFO_SLAVE_KIND") if info else None) or "",
+                group_learning=theirs.get_attr("IFLA_IFNAME") in BRIDGES,
+                vlan_filtering=ours.vlan_filtering,  # as the kernel was built
+                calls_iptables=theirs.get_attr("IFLA_IFNAME") in BRIDGES[1:],
+            )
         )
     assert {link_messages.link(data).master_kind for data in found} == {"", "bridge"}
+    assert {link.name for data in found if (link := link_messages.link(data)).kind} >= {*BRIDGES}
 
 
 def test_this_thread_only(net):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from fakes_kernel import FakeDeadline, FakeLocks
 
 from hotplug.kernel import iptables
-from hotplug.kernel.iptables import TOOLS, handed_over, is_on, is_ours, rules
+from hotplug.kernel.iptables import TOOLS, Forward, handed_over, is_on, is_ours, rules
+from hotplug.network import Link
 from hotplug.ports import Finished
 
 V4, V6 = TOOLS
@@ -75,6 +78,20 @@ def test_it_is_on_for_all_bridges_or_for_one(kernel):
     kernel("vif1.0/nf_call_iptables", 1)
     assert is_on(V4, "vif1.0")
     assert not is_on(V4, "vif2.0")
+
+
+def test_a_card_asks_once_for_both_families(kernel):
+    """Of its bridge's own settings, the kernel told with the bridge."""
+    forward = Forward(None, None)
+    quiet = Link(3, "xenbr0", "bridge", "02:00:00:00:00:01", 1500, True, 0)
+    calling = dataclasses.replace(quiet, calls_iptables=True)
+    assert not forward.sees(calling)  # there is no bridge netfilter that would heed them
+    kernel("bridge/bridge-nf-call-iptables", 0)
+    kernel("bridge/bridge-nf-call-ip6tables", 0)
+    assert not forward.sees(quiet)
+    assert forward.sees(calling)
+    kernel("bridge/bridge-nf-call-ip6tables", 1)
+    assert forward.sees(quiet)
 
 
 class Programs:

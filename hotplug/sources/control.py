@@ -1,10 +1,12 @@
 """The control socket: the toolstack's scripts, by way of the thin client.
 
 Linux facts: on SOCK_SEQPACKET a packet is a message and an empty read is the end; SO_PEERCRED is
-the peer's identity at connect time; a peer that dies shows as EPOLLHUP (unix(7)).
+the peer's identity at connect time; a peer that dies shows as EPOLLHUP (unix(7)); what was sent
+before a close is read before the end.
 
-The agent's loop owns every descriptor here. A worker only sends its one answer; the client reads
-it and goes away, and that ends the connection.
+A connection ends with its one answer, in the thread that answers: for the agent's loop to be woken
+by a client that has what it wanted costs as much as a tenth of an event. So a descriptor's number
+may be another client's by the time that the loop hears of the one that had it before.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import select
 import socket
 import struct
+import threading
 from typing import TYPE_CHECKING
 
 from hotplug.client import wire
@@ -28,10 +31,13 @@ GONE = select.EPOLLHUP | select.EPOLLRDHUP | select.EPOLLERR
 class Connection:
     """One client that waits for an answer."""
 
-    __slots__ = ("_socket", "abandon", "pid")
+    __slots__ = ("_end", "_socket", "abandon", "pid")
 
-    def __init__(self, client: socket.socket, pid: int) -> None:
+    def __init__(
+        self, client: socket.socket, pid: int, end: Callable[[socket.socket], object]
+    ) -> None:
         self._socket = client
+        self._end = end
         self.pid = pid
         self.abandon: Callable[[], object] = nothing  # what to do if the client goes away
 
@@ -40,9 +46,7 @@ class Connection:
         self.abandon = nothing
         with contextlib.suppress(OSError):
             self._socket.send(wire.pack_reply(status, text), ANSWERING)
-
-    def close(self) -> None:
-        self._socket.close()
+        self._end(self._socket)
 
 
 def nothing() -> None:
@@ -62,6 +66,7 @@ class ControlSource:
         self._listener = listener
         self._poll = poll
         self._serve = serve
+        self._mutex = threading.Lock()  # for ends
         self._connections: dict[int, tuple[Connection, socket.socket]] = {}
         poll.register(listener, select.EPOLLIN)
 
@@ -76,13 +81,12 @@ class ControlSource:
             return  # it went away, or we are out of descriptors: it waits until some are free
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
         pid, uid, _ = CREDENTIALS.unpack(credentials)
-        connection = Connection(client, pid)
+        connection = Connection(client, pid, self._end)
         self._connections[client.fileno()] = (connection, client)
         if uid != 0:
             connection.answer(1, b"xen-hotplug: only root may ask for devices")
-            self._end(client.fileno())
             return
-        self._receive(connection, client, new=True)
+        self._receive(connection, client)
 
     def ready(self, descriptor: int, events: int) -> bool:
         """Something happened on a client's descriptor; False if it is none of ours."""
@@ -90,39 +94,53 @@ class ControlSource:
         if known is None:
             return False
         connection, client = known
-        if events & GONE:
-            self._end(descriptor)
-            connection.abandon()
-        else:
-            self._receive(connection, client, new=False)
+        if not events & GONE:
+            self._receive(connection, client)
+        elif is_gone(client):
+            self._lose(connection, client)
         return True
 
-    def _receive(self, connection: Connection, client: socket.socket, *, new: bool) -> None:
+    def _receive(self, connection: Connection, client: socket.socket) -> None:
         try:
             packet = client.recv(wire.MAX_PACKET, socket.MSG_DONTWAIT)
         except BlockingIOError:  # it has connected and not spoken yet
-            if new:
-                self._poll.register(client, select.EPOLLIN | select.EPOLLRDHUP)
+            self._watch(client, select.EPOLLIN | select.EPOLLRDHUP)
             return
         except OSError:
             packet = b""
         if not packet:
-            self._end(client.fileno())
-            connection.abandon()
+            self._lose(connection, client)
             return
+        # Now, as somebody else may be done with it before we come back from serving it.
+        self._watch(client, select.EPOLLRDHUP)
         try:
             request = wire.unpack_request(packet)
         except wire.WireError as error:
             connection.answer(1, f"xen-hotplug: {error}".encode())
         else:
             self._serve(connection, request)
-        # While somebody works on it already. That it has gone meanwhile shows all the same.
-        (self._poll.register if new else self._poll.modify)(client, select.EPOLLRDHUP)
 
-    def _end(self, descriptor: int) -> None:
-        known = self._connections.pop(descriptor, None)
-        if known is not None:
-            known[0].close()
+    def _watch(self, client: socket.socket, events: int) -> None:
+        try:
+            self._poll.register(client, events)
+        except FileExistsError:
+            self._poll.modify(client, events)
+
+    def _lose(self, connection: Connection, client: socket.socket) -> None:
+        """It went away before its answer."""
+        self._end(client)
+        connection.abandon()
+
+    def _end(self, client: socket.socket) -> None:
+        """For every thread; the first one does it."""
+        with self._mutex:
+            descriptor = client.fileno()
+            if descriptor < 0:
+                return
+            del self._connections[descriptor]
+            with contextlib.suppress(OSError):  # it was refused before it was watched
+                self._poll.unregister(descriptor)
+            client.close()
 
     def stop(self) -> bool:
         """Take no more clients; those that knock fall back to the one-shot path.
@@ -136,5 +154,15 @@ class ControlSource:
         return True
 
     def close(self) -> None:
-        for descriptor in list(self._connections):
-            self._end(descriptor)
+        for _, client in list(self._connections.values()):
+            self._end(client)
+
+
+def is_gone(client: socket.socket) -> bool:
+    """What an event says may be of an earlier client with the same descriptor."""
+    descriptor = client.fileno()
+    if descriptor < 0:
+        return False  # answered just now
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -34,8 +34,9 @@ class KernelFirewall:
         return self._channel.port
 
     def close(self) -> None:
-        """It opens again when it is used."""
+        """It opens again when it is used, perhaps in another network namespace."""
         self._channel.close()
+        self._guards = Guards(self._channel)
 
     def guard(self, link: str, allowance: Allowance) -> None:
         """Let a link send only this, from now on; in the place of what it was allowed before."""

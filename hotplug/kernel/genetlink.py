@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from socket import socket as Socket  # noqa: N812 - the module of that name is imported late
 
 NETLINK_GENERIC = 16
@@ -65,16 +65,20 @@ def nested(type_: int, inner: bytes) -> bytes:
     return attribute(type_ | NLA_F_NESTED, inner)
 
 
-def attributes(data: bytes) -> dict[int, bytes]:
-    """The attributes in a row of bytes, by type."""
+def attributes(
+    data: bytes, wanted: Container[int] | None = None, start: int = 0
+) -> dict[int, bytes]:
+    """The attributes in a row of bytes, by type; of the fifty that a link has, few are wanted."""
     found = {}
-    start, end = 0, len(data)
-    while end - start >= ATTRIBUTE.size:
-        length, type_ = ATTRIBUTE.unpack_from(data, start)
+    unpack, last = ATTRIBUTE.unpack_from, len(data) - ATTRIBUTE.size
+    while start <= last:
+        length, type_ = unpack(data, start)
         if length < ATTRIBUTE.size:
             break
-        found[type_ & NLA_TYPE_MASK] = data[start + ATTRIBUTE.size : start + length]
-        start += length + -length % 4
+        type_ &= NLA_TYPE_MASK
+        if wanted is None or type_ in wanted:
+            found[type_] = data[start + ATTRIBUTE.size : start + length]
+        start += length + 3 & ~3
     return found
 
 

@@ -16,6 +16,8 @@
 - ``nft flush ruleset`` deletes our tables too; nothing but a new guard brings them back. Whether
   rules are what they were is told by their number, as nobody exchanges some of another's.
 - A kernel without IPv6 has no family inet (NF_TABLES_INET depends on it). Then it is ip.
+- On most hosts no card is guarded. That there was no table of ours is true until the number of the
+  tables' generation is another one (nf_tables_getgen), which is one question in place of three.
 - Whatever is deleted or refused costs a transaction an RCU grace period, 10 ms. So we look what is
   there, and ask for no more than is needed; if it was changed meanwhile, we look again.
 """
@@ -30,13 +32,13 @@ from typing import TYPE_CHECKING
 from hotplug.kernel import antispoof, nfnetlink, nft
 from hotplug.kernel import nft_abi as abi
 from hotplug.kernel.genetlink import attributes
-from hotplug.kernel.nfnetlink import NLM_F_NONREC, UNSUPPORTED
+from hotplug.kernel.nfnetlink import NLM_F_NONREC, UNSUPPORTED, Message
 from hotplug.kernel.nft import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hotplug.kernel.nfnetlink import Channel, Message
+    from hotplug.kernel.nfnetlink import Channel
     from hotplug.network import Allowance
 
 TABLE = "xen_hotplug"
@@ -66,10 +68,11 @@ class Found:
 class Guards:
     """The guarded links of a network namespace. For several threads."""
 
-    __slots__ = ("_channel",)
+    __slots__ = ("_bare", "_channel")
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._bare: int | None = None  # a generation in which there was no table of ours
 
     def guard(self, link: str, allowance: Allowance) -> None:
         """Let a link send only this, from now on; in the place of what it was allowed before."""
@@ -88,7 +91,9 @@ class Guards:
 
     def unguard(self, link: str) -> None:
         """Forget a link, guarded or not."""
-        self._remove(link, ALL)
+        now = self._generation(link)
+        if (now is None or now != self._bare) and not self._remove(link, ALL):
+            self._bare = now
 
     def guarded(self) -> list[str]:
         names: set[str] = set()
@@ -132,20 +137,23 @@ class Guards:
         found = self._look([table for table, _ in tables], link)
         return all(is_whole(there, own) for there, (_, own) in zip(found, tables, strict=True))
 
-    def _remove(self, link: str, families: Sequence[int]) -> None:
-        """Take a link out of these tables, and the tables away that are empty then."""
+    def _remove(self, link: str, families: Sequence[int]) -> bool:
+        """Take a link out of these tables, and the tables away that are empty then.
+
+        False: there were none.
+        """
         for _ in range(ATTEMPTS):
             tables = self._there(families, link)
             if not tables:
-                return
+                return False
             messages = []
             for table, found in zip(tables, self._look(tables, link), strict=True):
                 messages += forgetting(table, link, found)
             if not messages:
-                return
+                return True
             if not self._commit(link, messages):
                 self._clear()
-                return
+                return True
         raise crowded(link)
 
     def _commit(self, link: str, messages: Sequence[Message]) -> dict[int, int]:
@@ -169,12 +177,7 @@ class Guards:
                 table.elements(SET, link),
                 table.elements(MAP, link),
             ]
-        try:
-            answers = iter(self._channel.look(questions))
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise refusal(link, error.errno or errno.EIO) from error
-            answers = iter([None] * len(questions))
+        answers = iter(self._ask(questions, link))
         return [
             Found(
                 hooked=-1 if hook is None else number(hook, abi.NFTA_CHAIN_USE),
@@ -188,13 +191,23 @@ class Guards:
     def _there(self, families: Sequence[int], link: str) -> list[Table]:
         """Our tables, as far as there are any: on most hosts no card is guarded."""
         tables = [Table(family, TABLE) for family in families]
+        found = self._ask([table.whole(abi.NFT_MSG_GETTABLE) for table in tables], link)
+        return [table for table, answer in zip(tables, found, strict=True) if answer is not None]
+
+    def _generation(self, link: str) -> int | None:
+        """The number of the state of all tables, which every transaction makes another one."""
+        question = Message(abi.NFNL_SUBSYS_NFTABLES, abi.NFT_MSG_GETGEN, 0, b"")
+        (answer,) = self._ask([question], link)
+        return None if answer is None else number(answer, abi.NFTA_GEN_ID)
+
+    def _ask(self, questions: Sequence[Message], link: str) -> list[bytes | None]:
+        """What is there; nothing, if the kernel has no nf_tables."""
         try:
-            found = self._channel.look([table.whole(abi.NFT_MSG_GETTABLE) for table in tables])
+            return self._channel.look(questions)
         except OSError as error:
             if error.errno in UNSUPPORTED:
-                return []
+                return [None] * len(questions)
             raise refusal(link, error.errno or errno.EIO) from error
-        return [table for table, answer in zip(tables, found, strict=True) if answer is not None]
 
     def _listed(self, table: Table) -> list[bytes]:
         try:

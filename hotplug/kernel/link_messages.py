@@ -21,6 +21,10 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_EXT_MASK =
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND = 1, 2, 4
 IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_PROTOCOL, IFLA_BR_MULTI_BOOLOPT = 7, 8, 46
 IFLA_BR_NF_CALL = (36, 37)  # iptables, ip6tables; a kernel without bridge netfilter tells none
+OF_LINK = frozenset((IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO))
+OF_BRIDGE = frozenset(
+    (IFLA_BR_VLAN_FILTERING, IFLA_BR_VLAN_PROTOCOL, IFLA_BR_MULTI_BOOLOPT, *IFLA_BR_NF_CALL)
+)
 IFLA_AF_SPEC, IFLA_INET_CONF = 26, 1  # within AF_SPEC each family has its number
 IPV4_DEVCONF_PROXY_ARP = 3  # linux/ip.h
 BOOLOPT = struct.Struct("=II")  # struct br_boolopt_multi: values, and which of them are meant
@@ -71,10 +75,10 @@ def changed(index: int, change: Change) -> bytes:
 def link(message: bytes) -> Link:
     """What RTM_NEWLINK tells."""
     _, _, index, flags, _ = IFINFO.unpack_from(message, HEADER.size)
-    found = attributes(message[HEADER.size + IFINFO.size :])
+    found = attributes(message, OF_LINK, HEADER.size + IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""))
     kind = text(info.get(IFLA_INFO_KIND, b""))
-    bridge = attributes(info.get(IFLA_INFO_DATA, b"")) if kind == "bridge" else {}
+    bridge = attributes(info.get(IFLA_INFO_DATA, b""), OF_BRIDGE) if kind == "bridge" else {}
     return Link(
         index=index,
         name=text(found[IFLA_IFNAME]),

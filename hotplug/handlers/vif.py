@@ -83,7 +83,8 @@ class Vif:
         paths = [f"{device.path}/{key}" if key else device.path for key in keys]
         found = dict(zip(keys, host.store.read_many(paths), strict=True))
         values = {**NO_VALUES, **found}
-        tap = is_tap(event)
+        parameters = event.parameters
+        tap = is_told_tap(parameters)
         original = event.variables.get("INTERFACE" if tap else "vif", "")
         vifname = text_of(values, {}, "vifname")
         frontend = f"/local/domain/{device.domid}/device/vif/{device.devid}"
@@ -93,19 +94,17 @@ class Vif:
             is_tap=tap,
             original=original,
             name=f"{vifname}{EMULATED if tap else ''}" if vifname else original,
-            bridge=text_of(values, event.parameters, "bridge"),
-            ip=tuple(text_of(values, event.parameters, "ip").split()),
+            bridge=text_of(values, parameters, "bridge"),
+            ip=tuple(text_of(values, parameters, "ip").split()),
             mtu=text_of(values, {}, "mtu"),
             mac=os.fsdecode(values["mac"] or b""),
             vlan=os.fsdecode(values["vlan"] or b""),
             frontend=os.fsdecode(values["frontend"] or b"") or frontend,
             frontend_id=number_of(values["frontend-id"], device.domid),
             handle=number_of(values["handle"], device.devid),
-            gateway=event.parameters.get("netdev")
-            or os.fsdecode(values["gatewaydev"] or b"")
-            or GATEWAY,
+            gateway=parameters.get("netdev") or os.fsdecode(values["gatewaydev"] or b"") or GATEWAY,
             exists=values[""] is not None,
-            parameters=event.parameters,
+            parameters=parameters,
             variables=event.variables,
         )
 
@@ -119,7 +118,11 @@ def keys_of(event: Event) -> tuple[str, ...]:
 
 
 def is_tap(event: Event) -> bool:
-    return event.parameters.get("type_if", "vif") == "tap"
+    return is_told_tap(event.parameters)
+
+
+def is_told_tap(parameters: Mapping[str, str]) -> bool:
+    return parameters.get("type_if", "vif") == "tap"
 
 
 def role_of(event: Event) -> str:

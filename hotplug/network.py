@@ -175,8 +175,8 @@ class Firewall(Protocol):
         """Whether a link still is guarded as it was told, as far as others' doings can be seen."""
         ...
 
-    def unguard(self, link: str) -> None:
-        """Forget a link, guarded or not."""
+    def unguard(self, link: str, *, unlikely: bool = False) -> None:
+        """Forget a link, guarded or not; it costs less if it is ``unlikely`` that it was."""
         ...
 
     @property

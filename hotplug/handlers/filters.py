@@ -60,7 +60,7 @@ def guard(host: Host, card: Vif, allowed: Allowance | None, alone: Sequence[str]
     try:
         with names.held(host, host.deadline, given=is_renamed(card)):
             if allowed is None:
-                host.firewall.unguard(card.name)
+                host.firewall.unguard(card.name, unlikely=True)
             else:
                 host.firewall.guard(card.name, allowed)
         if alone:

@@ -46,9 +46,9 @@ class KernelFirewall:
         """Whether a link still is guarded as it was told, as far as others' doings can be seen."""
         return self._guards.keeps(checked(link), allowance)
 
-    def unguard(self, link: str) -> None:
-        """Forget a link, guarded or not."""
-        self._guards.unguard(checked(link))
+    def unguard(self, link: str, *, unlikely: bool = False) -> None:
+        """Forget a link, guarded or not; it costs less if it is ``unlikely`` that it was."""
+        self._guards.unguard(checked(link), unlikely=unlikely)
 
     def guarded(self) -> Sequence[str]:
         """Names of the links that are guarded."""

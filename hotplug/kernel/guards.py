@@ -18,6 +18,8 @@
 - A kernel without IPv6 has no family inet (NF_TABLES_INET depends on it). Then it is ip.
 - On most hosts no card is guarded. That there was no table of ours is true until the number of the
   tables' generation is another one (nf_tables_getgen), which is one question in place of three.
+  But it starts again with the module, and is told some instructions before what it stands for
+  (nf_tables_commit). So only who expects no guard, and looks to be on the safe side, goes by it.
 - Whatever is deleted or refused costs a transaction an RCU grace period, 10 ms. So we look what is
   there, and ask for no more than is needed; if it was changed meanwhile, we look again.
 """
@@ -76,6 +78,7 @@ class Guards:
 
     def guard(self, link: str, allowance: Allowance) -> None:
         """Let a link send only this, from now on; in the place of what it was allowed before."""
+        self._bare = None
         for layer3 in LAYER3:
             lacking = self._install(link, allowance, layer3)
             if lacking is None:
@@ -89,9 +92,9 @@ class Guards:
         """Whether nobody took away anything of what guard() made for a link."""
         return any(self._is_whole(link, allowance, layer3) for layer3 in LAYER3)
 
-    def unguard(self, link: str) -> None:
-        """Forget a link, guarded or not."""
-        now = self._generation(link)
+    def unguard(self, link: str, *, unlikely: bool = False) -> None:
+        """Forget a link, guarded or not; if that is ``unlikely``, with one question at best."""
+        now = self._generation(link) if unlikely else None
         if (now is None or now != self._bare) and not self._remove(link, ALL):
             self._bare = now
 

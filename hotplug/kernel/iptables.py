@@ -174,12 +174,12 @@ def setting(path: str) -> bytes | None:
     """None: no bridge netfilter, or no port of a bridge. Every card asks: hence no file object."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        try:
+            return os.read(descriptor, SETTING).strip()
+        finally:
+            os.close(descriptor)
+    except OSError:  # also if the bridge goes just now
         return None
-    try:
-        return os.read(descriptor, SETTING).strip()
-    finally:
-        os.close(descriptor)
 
 
 def tag(link: str) -> str:

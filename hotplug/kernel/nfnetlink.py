@@ -151,6 +151,8 @@ class Channel:
             data = b"".join(packed(message, sequence) for sequence, message in numbered)
             first = self._send(data, len(messages))
             answers = list(itertools.islice(self._answers(first), len(messages)))
+        if len(answers) < len(messages):  # each has one, be it that there is no such thing
+            raise OSError(errno.ENOBUFS, "answers of the kernel's about netfilter were lost")
         for _, code in errors(answers):
             if code not in (errno.ENOENT, *UNANSWERED):
                 raise OSError(code, os.strerror(code))

@@ -34,19 +34,17 @@ class Connection:
     __slots__ = ("_end", "_socket", "abandon", "pid")
 
     def __init__(
-        self, client: socket.socket, pid: int, end: Callable[[socket.socket], object]
+        self, client: socket.socket, pid: int, end: Callable[[socket.socket, bytes], object]
     ) -> None:
         self._socket = client
-        self._end = end
+        self._end = end  # with some last words
         self.pid = pid
         self.abandon: Callable[[], object] = nothing  # what to do if the client goes away
 
     def answer(self, status: int, text: bytes) -> None:
         """Send the one answer; a client that went away is none of our business."""
         self.abandon = nothing
-        with contextlib.suppress(OSError):
-            self._socket.send(wire.pack_reply(status, text), ANSWERING)
-        self._end(self._socket)
+        self._end(self._socket, wire.pack_reply(status, text))
 
 
 def nothing() -> None:
@@ -131,8 +129,11 @@ class ControlSource:
         self._end(client)
         connection.abandon()
 
-    def _end(self, client: socket.socket) -> None:
-        """For every thread; the first one does it."""
+    def _end(self, client: socket.socket, reply: bytes = b"") -> None:
+        """For every thread; the first one does it.
+
+        The loop is to hear no more of a client that goes as soon as it has its answer.
+        """
         with self._mutex:
             descriptor = client.fileno()
             if descriptor < 0:
@@ -140,6 +141,9 @@ class ControlSource:
             del self._connections[descriptor]
             with contextlib.suppress(OSError):  # it was refused before it was watched
                 self._poll.unregister(descriptor)
+            if reply:
+                with contextlib.suppress(OSError):
+                    client.send(reply, ANSWERING)
             client.close()
 
     def stop(self) -> bool:

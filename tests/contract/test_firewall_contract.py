@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 
 import pytest
 from fakes_kernel import FakeDeadline, FakeLocks
@@ -38,7 +39,7 @@ class Inside:
 
     def __getattr__(self, name):
         assert name in METHODS
-        return lambda *arguments: self._namespace.call(getattr(self._firewall, name), *arguments)
+        return functools.partial(self._namespace.call, getattr(self._firewall, name))
 
 
 @pytest.fixture(params=["kernel", "fake"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import itertools
 import socket
 import threading
 
@@ -375,10 +376,10 @@ def test_what_others_do_meanwhile_is_seen(lan, firewall, before, meanwhile):
         assert f"0.0.0.0, {OWN} }} drop" in rules
         check(lan, {"forged": sent(FORGED_ARP)}, arrive=False)
         check(lan, HONEST_ARP, arrive=True)
-        for channel.patience in (0, 1):  # it asks twice: what has changed, and what is there
+        for unlikely, channel.patience in itertools.product((False, True), (0, 1)):
             lan.host.call(firewall.guard, LINK, ONLY_V4)
             channel.meanwhile = acts[meanwhile]
-            lan.host.call(Guards(channel).unguard, LINK)
+            lan.host.call(Guards(channel).unguard, LINK, unlikely=unlikely)
             assert channel.meanwhile is None
             assert LINK not in lan.host.call(firewall.guarded)
     lan.host.call(firewall.unguard, "vif7.0")
@@ -418,15 +419,30 @@ def test_where_nothing_was_guarded_that_is_one_question(lan, firewall):
         guards = Guards(channel)
         for asked in (4, 1, 1):
             channel.numbers = 0
-            lan.host.call(guards.unguard, LINK)
+            lan.host.call(guards.unguard, LINK, unlikely=True)
             assert channel.numbers == asked
         lan.host.call(firewall.guard, LINK, LIMITED)
-        lan.host.call(guards.unguard, LINK)
+        lan.host.call(guards.unguard, LINK, unlikely=True)
         assert lan.host.call(firewall.guarded) == []
         for asked in (4, 1):
             channel.numbers = 0
-            lan.host.call(guards.unguard, LINK)
+            lan.host.call(guards.unguard, LINK, unlikely=True)
             assert channel.numbers == asked
+        channel.numbers = 0
+        lan.host.call(guards.unguard, LINK)  # nothing is believed of what may have a guard
+        assert channel.numbers == 3
+
+
+def test_lost_answers_are_no_news_of_what_is_there(lan, firewall, monkeypatch):
+    """The kernel tells nothing to a socket that ran over, until it was read to its end."""
+    lan.host.call(firewall.guard, LINK, LIMITED)
+    with monkeypatch.context() as broken:
+        broken.setattr(Channel, "_answers", lambda _self, _first: iter(()))
+        for call in (firewall.unguard, lambda link: firewall.keeps(link, LIMITED)):
+            with pytest.raises(OSError, match="nf_tables refuses") as failure:
+                lan.host.call(call, LINK)
+            assert failure.value.errno == errno.ENOBUFS
+    assert lan.host.call(firewall.keeps, LINK, LIMITED)
 
 
 def test_the_hundredth_guard_says_no_more_than_the_first(lan):

@@ -47,12 +47,12 @@ class Overtaken(FakeFirewall):
         self.meanwhile = None
         self.thread = None
 
-    def unguard(self, link):
+    def unguard(self, link, **how):
         if self.meanwhile is not None:
             self.thread, self.meanwhile = threading.Thread(target=self.meanwhile), None
             self.thread.start()
             self.thread.join(0.2)
-        super().unguard(link)
+        super().unguard(link, **how)
 
 
 class Cards:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 
 import pytest
 from fakes_kernel import FakeDeadline, FakeLocks
@@ -92,6 +94,21 @@ def test_a_card_asks_once_for_both_families(kernel):
     assert forward.sees(calling)
     kernel("bridge/bridge-nf-call-ip6tables", 1)
     assert forward.sees(quiet)
+
+
+def test_a_setting_that_goes_while_it_is_read(kernel, monkeypatch):
+    """With its bridge, or with the module."""
+
+    def gone(*_):
+        raise OSError(errno.ENODEV, "No such device")
+
+    kernel("bridge/bridge-nf-call-iptables", 1)
+    assert is_on(V4, "vif1.0")
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "read", gone)
+        assert not is_on(V4, "vif1.0")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 class Programs:

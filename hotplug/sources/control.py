@@ -4,9 +4,9 @@ Linux facts: on SOCK_SEQPACKET a packet is a message and an empty read is the en
 the peer's identity at connect time; a peer that dies shows as EPOLLHUP (unix(7)); what was sent
 before a close is read before the end.
 
-A connection ends with its one answer, in the thread that answers: for the agent's loop to be woken
-by a client that has what it wanted costs as much as a tenth of an event. So a descriptor's number
-may be another client's by the time that the loop hears of the one that had it before.
+A connection ends with its one answer, in the thread that answers: a client that has what it wanted
+need not wake the agent's loop, which would take its time from other clients' events. So a
+descriptor's number may be another client's by the time that the loop hears of its former one.
 """
 
 from __future__ import annotations

@@ -94,7 +94,10 @@ class Guards:
 
     def unguard(self, link: str, *, unlikely: bool = False) -> None:
         """Forget a link, guarded or not; if that is ``unlikely``, with one question at best."""
-        now = self._generation(link) if unlikely else None
+        if not unlikely:
+            self._remove(link, ALL)
+            return
+        now = self._generation(link)
         if (now is None or now != self._bare) and not self._remove(link, ALL):
             self._bare = now
 

@@ -431,6 +431,8 @@ def test_where_nothing_was_guarded_that_is_one_question(lan, firewall):
         channel.numbers = 0
         lan.host.call(guards.unguard, LINK)  # nothing is believed of what may have a guard
         assert channel.numbers == 3
+        lan.host.call(guards.unguard, LINK, unlikely=True)
+        assert channel.numbers == 3 + 1
 
 
 def test_lost_answers_are_no_news_of_what_is_there(lan, firewall, monkeypatch):

@@ -20,10 +20,11 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from hotplug import __version__, config
-from hotplug.agent import dispatch, host, notify, reconcile, status
+from hotplug.agent import dispatch, host, notify, status
 from hotplug.agent.deadline import EventDeadline
 from hotplug.agent.dispatch import DONE, Outcome
 from hotplug.agent.driverdomain import DriverDomain
+from hotplug.agent.leftovers import Leftovers
 from hotplug.agent.logs import Logs
 from hotplug.agent.queues import Job, Queues
 from hotplug.agent.restorer import Restorer
@@ -31,7 +32,7 @@ from hotplug.agent.retries import Retries
 from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
 from hotplug.errors import HotplugError
-from hotplug.events import Action, Device, Event
+from hotplug.events import Action, Event
 from hotplug.invocation import Invocation
 from hotplug.kernel import devd
 from hotplug.listening import listen
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from hotplug.ports import Host
 
 WATCH = "backend"
-LOCKS = ("block", "iptables", "vif-nat-dhcp", "vif-route-proxies", "vifname")  # our handlers'
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 BURST = 0.005  # seconds that the events of a toolstack's transaction take to come
 LAST_LOOK = 1.0  # seconds for the store to tell us
@@ -68,7 +68,8 @@ class Agent:
         self._holders = parts.holders
         self._late = parts.late
         self.queues = Queues(self._crash)
-        self._retries = Retries(self._reclaim)
+        self.leftovers = Leftovers(self, WATCH)
+        self._retries = Retries(self.leftovers.take_back)
         self._changes: deque[str] = deque()  # paths of watch events; its operations are atomic
         self._signals: deque[int] = deque()
         self._crashed: BaseException | None = None
@@ -91,7 +92,7 @@ class Agent:
             signal.signal(number, lambda received, _: self._signal(received))
         signal.set_wakeup_fd(self._wake_fd, warn_on_full_buffer=False)
         self._watch_store()
-        self.reclaim_all()
+        self.leftovers.take_back_all()
         if self.driver_domain is not None:
             self.attempt("looking for backends", self.driver_domain.look_at_all)
         self._listen()
@@ -253,11 +254,11 @@ class Agent:
         self._guardian = Guardian(self, monitor)
 
     def _watch_store(self) -> None:
-        self._store.watch(WATCH, TOKEN, self._changed)
         store = self._store
+        store.watch(WATCH, TOKEN, self._changed)
         self._holders.watched(None if store.reads_are_barriers else store.barrier)
         # Where the toolstack asks us for devices, the events only say what has gone.
-        self._store.start_pump(self._crash, 0.0 if self.driver_domain else BURST)
+        store.start_pump(self._crash, 0.0 if self.driver_domain else BURST)
 
     def _changed(self, path: str, _token: str) -> None:
         """A watch event: runs in the store's reader, so it only takes note."""
@@ -272,50 +273,16 @@ class Agent:
 
     def _take_changes(self) -> None:
         while self._changes:
-            self._take_change(self._changes.popleft())
-
-    def _take_change(self, path: str) -> None:
-        parts = path[path.index(WATCH) :].split("/")
-        if len(parts) == 4 and parts[2].isdigit() and parts[3].isdigit():
-            device = Device(parts[1], int(parts[2]), int(parts[3]))
-            if self.host.journal.knows(device):
-                self._reclaim(device)
-        elif len(parts) < 4:
-            self._reclaim_below(parts)
-        if self.driver_domain is not None:
-            self.driver_domain.changed(path)
-
-    def _reclaim_below(self, parts: list[str]) -> None:
-        """A whole subtree went: all that the journal has for it is looked at."""
-        for device in self.host.journal.devices():
-            if ["backend", device.kind, str(device.domid)][: len(parts)] == parts:
-                self._reclaim(device)
+            path = self._changes.popleft()
+            self.leftovers.changed(path)
+            if self.driver_domain is not None:
+                self.driver_domain.changed(path)
 
     # Work
-
-    def reclaim_all(self) -> None:
-        """What runs before us left behind."""
-        self.host.locks.sweep(LOCKS)
-        for device in self.host.journal.devices():
-            self._reclaim(device)
-        self.attempt("looking for loop devices that nobody wants", self._detach_unknown)
-
-    def _detach_unknown(self) -> None:
-        for leak in reconcile.unknown_loops(self.host, self._refused):
-            self.logs.note(f"xen-hotplug: {leak.device}: no backend wants {leak.what}: detached")
-            self.attempt(leak.device, functools.partial(reconcile.detach, self.host, leak))
-
-    def _refused(self, device: Device, error: PermissionError) -> None:
-        self.logs.failure("xen-hotplug", f"{device}: {dispatch.problem_of(error)}")
 
     def attempt(self, subject: object, work: Callable[[], Outcome | None]) -> Outcome:
         """What one device refuses us shall not end the agent."""
         return dispatch.attempt(self.logs, "xen-hotplug", subject, work)
-
-    def _reclaim(self, device: Device) -> None:
-        script = os.path.join(self.config.scripts, "block")
-        event = Event(Action.RECLAIM, device, script)
-        self.queue(event, lambda deadline: self._run(event, deadline))
 
     def queue(
         self,
@@ -344,9 +311,6 @@ class Agent:
 
     def _fail(self, event: Event, error: HotplugError, deadline: EventDeadline) -> Outcome:
         return dispatch.fail(self.host, self.logs, event, error, deadline)
-
-    def _run(self, event: Event, deadline: EventDeadline) -> Outcome:
-        return self.done(event, dispatch.run(self.host, self.logs, event, deadline))
 
     def done(self, event: Event, outcome: Outcome) -> Outcome:
         """Count failures. What one could not take back just then is tried again."""

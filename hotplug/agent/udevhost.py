@@ -65,7 +65,7 @@ class UdevHost:
         agent.poll.unregister(self._source.fileno())
         self._source = udev.UdevSource()
         agent.poll.register(self._source.fileno(), select.EPOLLIN)
-        agent.reclaim_all()
+        agent.leftovers.take_back_all()
         agent.attempt("looking for backends that wait", self._look_at_all)
 
     def _look_at_all(self) -> None:

@@ -23,8 +23,8 @@ SOURCES := $(shell find hotplug -name __pycache__ -prune -o \
 # Debian packages. xen-utils stands for the xen-utils-VERSION of the release.
 BUILD_PACKAGES = gcc libc6-dev python3 python3-dev python3-venv
 DEMO_PACKAGES = libudev1 mount util-linux xen-utils xen-utils-common xenstore-utils
-TEST_PACKAGES = $(DEMO_PACKAGES) conntrack dpkg e2fsprogs iproute2 iptables nbdkit nftables \
-	openvswitch-switch procps strace systemd udev
+TEST_PACKAGES = $(DEMO_PACKAGES) bridge-utils conntrack dpkg e2fsprogs iproute2 iptables nbdkit \
+	nftables openvswitch-switch procps strace systemd udev
 LAB_PACKAGES = $(BUILD_PACKAGES) e2fsprogs mmdebstrap qemu-system-x86 util-linux zstd
 
 .PHONY: help

@@ -47,6 +47,10 @@ class MissingKeyError(HotplugError):
     """A key that the toolstack must write is absent or empty."""
 
 
+class OutdatedError(HotplugError):
+    """What had been read of a backend ahead is not so any more: undo, read it and do it again."""
+
+
 class LockTimeoutError(HotplugError):
     """Somebody else held a lock for longer than this event may wait."""
 

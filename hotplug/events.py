@@ -11,7 +11,7 @@ import enum
 import re
 from dataclasses import dataclass, field
 
-from hotplug.errors import UsageError
+from hotplug.errors import OutdatedError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,6 +95,28 @@ class Event:
     def parameters(self) -> Mapping[str, str]:
         """What the script was told: by its environment, and by KEY=VALUE beside the action."""
         return parameters(self.arguments, self.variables)
+
+
+@dataclass(slots=True, eq=False)
+class Known:
+    """Keys of a backend that were read when it was made, before anybody asked for its device."""
+
+    values: Mapping[str, bytes | None]
+    is_true: bool = True  # until one of them changes; as of the store's last answer
+    in_use: bool = False  # whether somebody goes by it, who is to confirm it
+
+    def use(self) -> Mapping[str, bytes | None]:
+        self.in_use = True
+        return self.values
+
+    def confirm(self) -> None:
+        """Call it after a round trip, before anything is told. OutdatedError if it is not true.
+
+        From then on the event is as any other that has read its keys: what changes now comes late.
+        """
+        if self.in_use and not self.is_true:
+            raise OutdatedError("its keys changed in xenstore just when its device was made ready")
+        self.in_use = False
 
 
 def parameters(arguments: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from hotplug.config import Config
-    from hotplug.events import Device
+    from hotplug.events import Device, Known
     from hotplug.nbd import Nbd
     from hotplug.network import Firewall, Links, Switch
 
@@ -394,3 +394,5 @@ class Host:
     deadline: Deadline
     instance: str  # marks our loop devices: two agents with two stores must not mix them up
     note: Callable[[str], object]  # what is worth a line in the log, and no failure
+    ahead: Callable[[Device], Known | None] = lambda _: None
+    known: Known | None = None  # what ``ahead`` had for the backend of the event

@@ -116,10 +116,15 @@ def run(
     handler: table.Handler | None = None,
 ) -> Outcome:
     """Handle an event, whatever happens."""
-    own = dataclasses.replace(host, deadline=deadline, note=functools.partial(note, logs, event))
+    own = dataclasses.replace(
+        host,
+        deadline=deadline,
+        note=functools.partial(note, logs, event),
+        known=host.ahead(event.device) if is_arrival(event) else None,
+    )
     try:
         refuse_elsewhere(host, event.device)
-        (handler or table.handler(event))(own, event)
+        handle(own, event, deadline, handler or table.handler(event))
     except HotplugError as error:
         if deadline.was_taken:
             return Outcome(error.exit_code)  # whoever took it has answered
@@ -136,6 +141,39 @@ def run(
         return fail(host, logs, event, bug, deadline)
     # If it was taken, whoever took it has reported a failure: what is there now is to go again.
     return DONE if deadline.finish() else Outcome(1)
+
+
+def is_arrival(event: Event) -> bool:
+    """Whether a backend is to get its device. A tap is an addition to a card's."""
+    return event.action is (Action.ONLINE if event.device.kind == "vif" else Action.ADD)
+
+
+def handle(own: Host, event: Event, deadline: EventDeadline, handler: table.Handler) -> None:
+    """Do it; once more if what had been read before the event came was not true any more.
+
+    Nothing is left of the first time then, as of everything that fails.
+    """
+    try:
+        handler(own, event)
+    except (HotplugError, OSError):
+        if not is_misled(own, event, deadline):
+            raise
+        deadline.check()
+        handler(dataclasses.replace(own, known=None), event)
+
+
+def is_misled(own: Host, event: Event, deadline: EventDeadline) -> bool:
+    """Whether an event failed that went by what is not true."""
+    known = own.known
+    if known is None or not known.in_use or not deadline.remaining():
+        return False
+    try:
+        own.store.read(event.device.path)  # for the events that come before the answer
+    except OSError as error:
+        if is_store_lost(error):
+            raise
+        return False
+    return not known.is_true
 
 
 def note(logs: Logs, event: Event, text: str) -> None:

@@ -121,6 +121,13 @@ class StoreHolders:
                 is_behind = False
         raise OSError(f"xenstore keeps changing below {BASE}, its backends cannot be read")
 
+    def catch_up(self) -> None:
+        """Read what is stale by now, so that the next ``refresh`` need not."""
+        with self._mutex:
+            self._take_notes()
+            if self._todo:
+                self._read(self._todo, ())
+
     def _take_notes(self) -> None:
         while self._stale:
             self._todo.add(self._stale.popleft())

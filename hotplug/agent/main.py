@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from hotplug import __version__, config
 from hotplug.agent import dispatch, host, notify, status
+from hotplug.agent.ahead import Ahead
 from hotplug.agent.deadline import EventDeadline
 from hotplug.agent.dispatch import DONE, Outcome
 from hotplug.agent.driverdomain import DriverDomain
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 WATCH = "backend"
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
-BURST = 0.005  # seconds that the events of a toolstack's transaction take to come
+BURST = 0.001  # seconds that the events of a toolstack's transaction take to come
 LAST_LOOK = 1.0  # seconds for the store to tell us
 DRAIN = 38.0  # seconds: an event's deadline, and its answer
 
@@ -67,6 +68,7 @@ class Agent:
         self._store = parts.store
         self._holders = parts.holders
         self._late = parts.late
+        self._ahead: Ahead | None = None
         self.queues = Queues(self._crash)
         self.leftovers = Leftovers(self, WATCH)
         self._retries = Retries(self.leftovers.take_back)
@@ -255,6 +257,10 @@ class Agent:
 
     def _watch_store(self) -> None:
         store = self._store
+        if store.reads_are_barriers and self.driver_domain is None:
+            self._ahead = Ahead(store, self._holders)
+            self._ahead.start(self._crash)
+            self.host = dataclasses.replace(self.host, ahead=self._ahead.of)
         store.watch(WATCH, TOKEN, self._changed)
         self._holders.watched(None if store.reads_are_barriers else store.barrier)
         # Where the toolstack asks us for devices, the events only say what has gone.
@@ -263,6 +269,8 @@ class Agent:
     def _changed(self, path: str, _token: str) -> None:
         """A watch event: runs in the store's reader, so it only takes note."""
         came_or_went = self._holders.changed(path)
+        if self._ahead is not None:
+            self._ahead.changed(path)
         if came_or_went is not None or self.driver_domain or path.count("/") < 4:
             self._changes.append(path)
             self._wake()

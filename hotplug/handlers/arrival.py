@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hotplug.errors import BackendGoneError
 from hotplug.handlers import hooks, vif
-from hotplug.handlers.transactions import begin
+from hotplug.handlers.transactions import begin, confirm
 from hotplug.handlers.vif import CONNECTED, Vif
 from hotplug.ports import Write
 
@@ -51,6 +51,7 @@ class Arrival:
         if self._begun is not None:
             self._begun.give_up()
             self._begun = None
+        confirm(self._host, self.card.device)
 
     def tell(self, mtu: int | None = None) -> None:
         """Set up: tell the guest's driver, if it is to know; ``mtu`` goes to the guest itself."""
@@ -69,7 +70,7 @@ def of(host: Host, event: Event, *, takes_time: bool = False) -> Iterator[Arriva
     with contextlib.ExitStack() as resources:
         begun = None
         if not vif.is_tap(event) and not takes_time:
-            begun = begin(host, resources, with_next=True)
+            begun = begin(host, resources, with_next=host.known is None)
         card = Vif.read(host, event)
         if not card.exists:
             raise BackendGoneError(f"there is no backend {card.device}; was the device removed?")
@@ -86,6 +87,8 @@ def connected(host: Host, card: Vif, begun: Begun | None, mtu: int | None) -> No
     def body(store: Snapshot, *told: Write) -> None:
         paths = [card.device.path, *([card.frontend] if told else ())]
         backend, *frontend = store.read_and_apply(paths, [*told, *changes])
+        if host.known is not None:
+            host.known.confirm()
         refuse_removed(card, backend)
         if None in frontend:
             raise NobodyToTellError

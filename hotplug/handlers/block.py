@@ -11,7 +11,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hotplug.errors import BackendGoneError, HotplugError
+from hotplug.errors import AbandonedError, BackendGoneError, DeadlineError, HotplugError
 from hotplug.handlers.disk import CONNECTED, INIT_WAIT, Disk, refuse_state, retraction
 from hotplug.handlers.targets import table
 from hotplug.handlers.transactions import begin
@@ -37,15 +37,28 @@ class ConnectedMeanwhileError(HotplugError):
 
 
 def add(host: Host, event: Event) -> None:
-    """Attach the disk of a backend and write where it is.
+    """Attach the disk of a backend and write where it is."""
+    try:
+        give(host, event)
+    except (DeadlineError, AbandonedError):
+        raise
+    except (HotplugError, OSError):
+        if host.known is not None and host.known.in_use:  # what comes first is to be told
+            refuse_state(event.device, host.store.read(f"{event.device}/state"))
+        raise
+
+
+def give(host: Host, event: Event) -> None:
+    """Do it, or leave nothing.
 
     Attaching comes before the sharing check: binding a loop device is harmless, may hang, and
     so must not happen under a lock that every other disk waits for.
     """
     device = event.device
     with contextlib.suppress(ConnectedMeanwhileError), contextlib.ExitStack() as resources:
-        begun = begin(host, resources, with_next=True)
-        disk = Disk.read(host, device)
+        known = known_beforehand(host, event)
+        begun = begin(host, resources, with_next=known is None)
+        disk = known or Disk.read(host, device)
         if is_done(disk):
             if disk.state != INIT_WAIT or table.is_in_place(host, disk, event):
                 return
@@ -53,7 +66,8 @@ def add(host: Host, event: Event) -> None:
             if is_done(disk):
                 return
             begun = another(begun, host, resources, with_next=True)  # it is not used soon
-        refuse_state(device, disk.state)
+        if known is None:  # or else it is asked for with the rest, in the transaction
+            refuse_state(device, disk.state)
         attach = table.prepare(host, disk, event, resources)
         entry = resources.enter_context(host.journal.claim(device, host.deadline))
         if entry.attachment is not None:
@@ -74,6 +88,20 @@ def add(host: Host, event: Event) -> None:
             commit(host, device, begun, tell, undo)
         attached.verify()
         undo.pop_all()
+
+
+def known_beforehand(host: Host, event: Event) -> Disk | None:
+    """A backend as it was read ahead.
+
+    Not for what takes a program or a server: that is for a backend of which it is known that it
+    waits. And then there is a round trip more or less to the store.
+    """
+    known = host.known
+    if known is None or table.script_suffix(event):
+        return None
+    if known.values["type"] not in [kind.encode() for kind in SOON]:
+        return None
+    return Disk.parse(event.device, {**known.use(), "state": None})
 
 
 def another(
@@ -154,6 +182,8 @@ def connect(host: Host, disk: Disk, attached: Attached, store: Snapshot) -> None
     changes = [Write(f"{base}/{key}", value) for key, value in attached.keys.items()]
     changes += [Write(f"{base}/hotplug-status", CONNECTED), Write(f"{base}/hotplug-error", None)]
     state, physical = store.read_and_apply(guards, changes)
+    if host.known is not None:
+        host.known.confirm()
     if state is None and host.store.read(base) is None:
         raise BackendGoneError(f"{base} was removed while its disk was being attached")
     if attached.written is None or state not in STARTED:

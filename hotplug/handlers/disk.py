@@ -32,6 +32,7 @@ WISHES = (
     "state",
     "physical-device",
 )
+BEFOREHAND = tuple(key for key in WISHES if key != "state")  # "state" changes until the script runs
 ANSWERS = ("hotplug-status", "node")  # of use only where there is a device
 GIVEN = ("hotplug-status", "physical-device", "physical-device-path", "node")  # what an add writes
 
@@ -133,3 +134,11 @@ def refuse_state(device: Device, state: bytes | None) -> None:
             f"Path closed or removed during hotplug add: {device.path}"
             f" state: {os.fsdecode(state) if state is not None else 'unknown'}"
         )
+
+
+def confirm_waiting(host: Host, device: Device) -> None:
+    """See that what was read ahead is true and the backend waits, before others run a program."""
+    if host.known is not None and host.known.in_use:
+        state = host.store.read(f"{device.path}/state")
+        host.known.confirm()
+        refuse_state(device, state)

@@ -79,12 +79,10 @@ class Vif:
     def read(cls, host: Host, event: Event) -> Vif:
         """The keys of a card's backend; absent ones are empty, as a removal may come late."""
         device = event.device
-        keys = keys_of(event)
-        paths = [f"{device.path}/{key}" if key else device.path for key in keys]
-        found = dict(zip(keys, host.store.read_many(paths), strict=True))
-        values = {**NO_VALUES, **found}
         parameters = event.parameters
         tap = is_told_tap(parameters)
+        known = None if tap else host.known
+        values = {**NO_VALUES, **(read_keys(host, event) if known is None else known.use())}
         original = event.variables.get("INTERFACE" if tap else "vif", "")
         vifname = text_of(values, {}, "vifname")
         frontend = f"/local/domain/{device.domid}/device/vif/{device.devid}"
@@ -107,6 +105,12 @@ class Vif:
             parameters=parameters,
             variables=event.variables,
         )
+
+
+def read_keys(host: Host, event: Event) -> dict[str, bytes | None]:
+    path, keys = event.device.path, keys_of(event)
+    values = host.store.read_many([f"{path}/{key}" if key else path for key in keys])
+    return dict(zip(keys, values, strict=True))
 
 
 def keys_of(event: Event) -> tuple[str, ...]:

@@ -112,11 +112,24 @@ def file_scenario(steps, file_disk):
     return Scenario("add", file_disk, steps)
 
 
-@pytest.fixture(params=["add a file", "add a device", "remove a file"])
-def scenario(request, steps):
-    action, _, what = request.param.split()
+def named_scenario(request, steps):
+    action, _, what, *ahead = request.param.split()
     disk = "file_disk" if what == "file" else "phy_disk"
-    return Scenario(action, request.getfixturevalue(disk), steps)
+    return Scenario(action, request.getfixturevalue(disk), steps, ahead=bool(ahead))
+
+
+SCENARIOS = ("add a file", "add a device", "remove a file")
+
+
+@pytest.fixture(params=SCENARIOS)
+def scenario(request, steps):
+    return named_scenario(request, steps)
+
+
+@pytest.fixture(params=[*SCENARIOS, "add a file ahead"])
+def agent_scenario(request, steps):
+    """Those that an agent may meet: it may have read the backend's keys before the event came."""
+    return named_scenario(request, steps)
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from harness.netns import netns
 from harness.scenario import AskingRunner, Scenario, renew
 
 CANNOT_FAIL = (", entered", ", left", "the end")
-BOTH = pytest.mark.parametrize("action", ["online", "offline"])
+WAYS = pytest.mark.parametrize("way", ["online", "online ahead", "offline"])
+ONLINE = pytest.mark.parametrize("way", ["online", "online ahead"])
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,12 @@ def make(place, net):
 
 def renamed(backend):
     return f"card{backend.domid}"
+
+
+def scenario(way, make, steps):
+    """An event; ``ahead`` means that the agent has read the card's keys when it comes."""
+    action, *ahead = way.split()
+    return Scenario(action, make, steps, ahead=bool(ahead))
 
 
 def asking(kind, place, net, steps):
@@ -114,10 +121,10 @@ def go_on(runner, place, net, backend):
     assert runner.faults == []
 
 
-@BOTH
-def test_the_agent_dies(agent, place, net, make, steps, action):
+@WAYS
+def test_the_agent_dies(agent, place, net, make, steps, way):
     """The client notices and does the work itself."""
-    for step, backend, run in Scenario(action, make, steps).walks(agent):
+    for step, backend, run in scenario(way, make, steps).walks(agent):
         if step is not None:
             agent.agent.kill()
         result = run.wait()
@@ -128,15 +135,15 @@ def test_the_agent_dies(agent, place, net, make, steps, action):
         go_on(agent, place, net, backend)
 
 
-@BOTH
-def test_the_client_dies(agent, place, net, make, steps, action):
+@WAYS
+def test_the_client_dies(agent, place, net, make, steps, way):
     """The agent undoes what it had begun, unless the guest may have its card already."""
-    scenario = Scenario(action, make, steps)
+    due = scenario(way, make, steps)
 
     def open_files():
         return len(os.listdir(f"/proc/{agent.agent.pid}/fd"))
 
-    for step, backend, run in scenario.walks(agent):
+    for step, backend, run in due.walks(agent):
         if step is None:
             assert run.wait().status == 0
         else:
@@ -179,9 +186,10 @@ def test_a_oneshot_removal_dies(oneshot, place, net, make, steps):
         assert_right(place, net, [backend])
 
 
-def test_any_call_fails(agent, place, net, make, steps):
+@ONLINE
+def test_any_call_fails(agent, place, net, make, steps, way):
     """With EIO, of which nobody makes an exception: then there is a text, and nothing is left."""
-    for step, backend, run in Scenario("online", make, steps).walks(agent):
+    for step, backend, run in scenario(way, make, steps).walks(agent):
         if step is not None:
             if not step.endswith(CANNOT_FAIL):
                 steps.refuse(errno.EIO)
@@ -208,18 +216,18 @@ def test_any_call_of_a_removal_fails(agent, place, net, make, steps):
     assert (1, "links") not in statuses
 
 
-@BOTH
-def test_the_link_goes(agent, place, net, make, steps, action):
+@WAYS
+def test_the_link_goes(agent, place, net, make, steps, way):
     """The driver is unbound, once the link was found, whatever the event is about to do."""
-    was_found = action == "offline"
-    for step, backend, run in Scenario(action, make, steps).walks(agent):
+    was_found = way == "offline"
+    for step, backend, run in scenario(way, make, steps).walks(agent):
         was_found = was_found or step == "journal.claim.record"
         if step is not None and was_found:
             net.delete(backend.link, renamed(backend))
         if step is not None:
             steps.finish()
         result = run.wait()
-        assert action == "online" or result.status == 0, (step, result)
+        assert way != "offline" or result.status == 0, (step, result)
         if result.status:
             assert backend.read("hotplug-error"), step
         if not {backend.link, renamed(backend)} & net.links().keys():
@@ -227,9 +235,10 @@ def test_the_link_goes(agent, place, net, make, steps, action):
         go_on(agent, place, net, backend)
 
 
-def test_the_backend_goes(agent, place, net, make, steps):
+@ONLINE
+def test_the_backend_goes(agent, place, net, make, steps, way):
     """It does not come back, and the port is taken back."""
-    for step, backend, run in Scenario("online", make, steps).walks(agent):
+    for step, backend, run in scenario(way, make, steps).walks(agent):
         keys = backend.tree()
         if step is not None:
             backend.store.remove(backend.path)

@@ -15,28 +15,28 @@ from harness.locks import wait_until
 from harness.scenario import FEWEST_STEPS, renew
 
 
-def test_the_agent_dies(asking_agent, steps, scenario, holds, goes_on):
+def test_the_agent_dies(asking_agent, steps, agent_scenario, holds, goes_on):
     """The client notices and does the work itself."""
-    for step, backend, run in scenario.walks(asking_agent):
+    for step, backend, run in agent_scenario.walks(asking_agent):
         if step is not None:
             asking_agent.agent.kill()
         result = run.wait()
         assert result.status == 0, (step, result)
-        assert scenario.has_its_device(backend), step
+        assert agent_scenario.has_its_device(backend), step
         holds(backend)
         if step is not None:
             asking_agent.start_agent()
         goes_on(asking_agent, backend)
 
 
-def test_the_client_dies(asking_agent, steps, scenario, holds, goes_on):
+def test_the_client_dies(asking_agent, steps, agent_scenario, holds, goes_on):
     """The agent undoes what it had begun, unless the guest may have its disk already."""
     asker = asking_agent.agent.pid
 
     def open_files():
         return len(os.listdir(f"/proc/{asker}/fd"))
 
-    for step, backend, run in scenario.walks(asking_agent):
+    for step, backend, run in agent_scenario.walks(asking_agent):
         if step is not None:
             before = open_files()
             run.kill()

@@ -12,10 +12,16 @@ import pytest
 CANNOT_FAIL = (", entered", ", left", "the end")
 
 
-@pytest.mark.parametrize("kind", ["agent", "oneshot"])
-def test_any_call_fails(request, kind, steps, scenario, holds, goes_on):
+def test_any_call_of_the_agent_fails(asking_agent, steps, agent_scenario, holds, goes_on):
+    refuse_each_call(asking_agent, steps, agent_scenario, holds, goes_on)
+
+
+def test_any_call_of_a_oneshot_run_fails(asking_oneshot, steps, scenario, holds, goes_on):
+    refuse_each_call(asking_oneshot, steps, scenario, holds, goes_on)
+
+
+def refuse_each_call(runner, steps, scenario, holds, goes_on):
     """With EIO, of which nobody makes an exception."""
-    runner = request.getfixturevalue(f"asking_{kind}")
     refused = []
     for step, backend, run in scenario.walks(runner):
         if step is not None:

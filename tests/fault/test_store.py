@@ -16,16 +16,16 @@ AFTER = ("store.begin.stage", "snapshot.read_and_apply", "holders.refresh")
 REQUESTS = (*BEFORE, *AFTER, COMMIT)
 
 
-def test_the_agents_connection_is_cut(asking_agent, steps, proxy, scenario, holds, goes_on):
+def test_the_agents_connection_is_cut(asking_agent, steps, proxy, agent_scenario, holds, goes_on):
     """The agent ends, its client goes on alone, with a connection of its own."""
-    for step, backend, run in scenario.walks(asking_agent):
+    for step, backend, run in agent_scenario.walks(asking_agent):
         if step is not None:
             proxy.cut()
             steps.finish()
             assert asking_agent.agent.process.wait(10) == 1, step
         result = run.wait()
         assert result.status == 0, (step, result)
-        assert scenario.has_its_device(backend), step
+        assert agent_scenario.has_its_device(backend), step
         holds(backend)
         if step is not None:
             asking_agent.start_agent()

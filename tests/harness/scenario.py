@@ -59,6 +59,7 @@ class Scenario:
     action: str
     make: Callable[[], Backend]
     steps: Steps
+    ahead: bool = False  # whether the agent has read the backend's keys when the event comes
 
     def ready(self, runner: Runner) -> Backend:
         """A backend for which the event is due."""
@@ -72,7 +73,7 @@ class Scenario:
     def stop_before(self, runner: AskingRunner, name: str) -> tuple[Backend, Running]:
         """Begin the event for a new backend, and let it go on to a step."""
         backend = self.ready(runner)
-        with self.steps.armed():
+        with self.steps.armed(ahead=self.ahead):
             run = runner.begin(backend, self.action)
             while (step := self.steps.step()) != name:
                 assert step is not None, f"there is no {name} in this event"
@@ -86,7 +87,7 @@ class Scenario:
         """
         for number in itertools.count():
             backend = self.ready(runner)
-            with self.steps.armed():
+            with self.steps.armed(ahead=self.ahead):
                 run = runner.begin(backend, self.action)
                 step = self.steps.walk(number)
             yield step, backend, run

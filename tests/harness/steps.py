@@ -64,9 +64,12 @@ class Steps:
             self._asker = None
 
     @contextlib.contextmanager
-    def armed(self) -> Iterator[None]:
-        """Events that begin now ask; those that begin later do not."""
-        self._armed.touch()
+    def armed(self, *, ahead: bool = False) -> Iterator[None]:
+        """Events that begin now ask; those that begin later do not.
+
+        ``ahead``: the agent waits until it has read the backend's keys ahead, or else goes without.
+        """
+        self._armed.write_text("ahead" if ahead else "")
         try:
             yield
         finally:

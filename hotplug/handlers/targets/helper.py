@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from hotplug.errors import DeviceBusyError, HotplugError
+from hotplug.handlers.disk import confirm_waiting
 from hotplug.handlers.targets import Attached, tool
 from hotplug.ports import Attachment, Write
 
@@ -43,6 +44,7 @@ def prepare(host: Host, disk: Disk, event: Event, resources: ExitStack) -> Attac
         raise HotplugError(f"there is no program block-{disk.type} in {host.config.scripts}")
 
     def attach(entry: Entry, undo: ExitStack) -> Attached:
+        confirm_waiting(host, disk.device)
         grace = tool.Grace(host.deadline)
         entry.record(Attachment("helper", {"path": program}))
         undo.callback(tool.undo_quietly, lambda: give_up(host, disk, event, entry, grace))

@@ -9,7 +9,7 @@ with each other: emulation makes processes dearer than hardware does.
 build/bench/lab.json (lab-4.20.json for another release than the default; lab-core.json and
 lab-memory.json for a part) holds
 
-    machine   xen, kernel (dom0's), rounds
+    machine   xen, kernel (dom0's), rounds (of most cases)
     note      which part of ours is still a stock script
     restore   {"stock": {"wall_s": [...], "processes": [...], "hotplug_cpu_s": [...]}, "ours": {the
               same}, "ratio": median wall of stock by median wall of ours}
@@ -49,6 +49,7 @@ from lab.machine import LabError, Machine
 from lab.releases import chosen
 
 ROUNDS = 3
+RESTORES = 8  # at least, of the case that everything is compared with
 MEMORY = 400  # MB
 DISKS = 4
 OTHERS = 40
@@ -95,7 +96,7 @@ class Bench:
             return self.results
         self.play("ours", 1)  # what is read for the first time comes from the disk
         self.play("stock", 1)
-        self.compare("restore", 1)
+        self.compare("restore", 1, rounds=max(self.rounds, RESTORES))
         bare = Guest(self.machine, "bench0", memory=MEMORY)
         took = self.measure([bare])
         assert took["restored"] == 1, took["said"]
@@ -177,11 +178,11 @@ class Bench:
         finally:
             other.destroy()
 
-    def compare(self, case: str, count: int, saved: str = "") -> None:
+    def compare(self, case: str, count: int, saved: str = "", rounds: int = 0) -> None:
         """Both sides in turns; ``saved``: our helper restores from this file."""
         figures = (*FIGURES, "restored")
         found = {side: {name: [] for name in figures} for side in SIDES}
-        for number in range(self.rounds):
+        for number in range(rounds or self.rounds):
             for side in sorted(SIDES, reverse=bool(number % 2)):
                 took = self.play(side, count, saved)
                 print(f"{case}, {side}: {took['wall_s']:.2f} s", file=sys.stderr, flush=True)

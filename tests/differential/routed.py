@@ -133,6 +133,7 @@ RULES: dict[str, Rule] = {
     "names in ip": routing.by(demanded, routing.succeeded_in_spite(refusal, of="/ip")),
     "no MAC": routing.by(demanded, routing.succeeded_in_spite(refusal, of="/mac")),
     "gatewaydev": routing.by(demanded, took_another_gateway),
+    "another ip": routing.by(demanded, routing.kept_former_routes(demanded)),
     "D21": routing.error_cleared,
     "held to its addresses": routing.by(demanded, routing.did_not_hold(demanded)),
     "D37": routing.by(demanded, routing.left_rules(demanded)),
@@ -151,6 +152,9 @@ EXAMPLES = {
     "names in ip": Scenario((Card(ip="default"),), TWICE[:1]),
     "no MAC": Scenario((Card(ip="10.0.0.2", mac=None),), TWICE[:1]),
     "gatewaydev": Scenario((Card(ip="10.0.0.2", gatewaydev="eth1"),), TWICE[:1]),
+    "another ip": Scenario(
+        (Card(ip="10.0.0.2"),), (Run(0, "online"), Write(0, "10.0.0.3"), Run(0, "online"))
+    ),
     "D21": Scenario((Card(error="an earlier failure"),), TWICE[:1]),
     "held to its addresses": Scenario((Card(ip="10.0.0.2 10.1.0.0/16"),), TWICE[:1]),
     "D37": Scenario((Card(accepted=True),), LEAVE[1:]),

@@ -239,6 +239,20 @@ def did_not_hold(demanded: Callable[[Step], Seen]) -> Met:
     return met
 
 
+def kept_former_routes(demanded: Callable[[Step], Seen]) -> Met:
+    """To the addresses that a card had before others were written to its backend."""
+
+    def met(step: Step, seen: Seen) -> bool:
+        own = seen.links.get(step.name)
+        if own is None or not step.arrives or seen.status:
+            return False
+        wanted = demanded(step).links[step.name].routes
+        former = step.before.links[step.was_named].routes
+        return set(own.routes) == {*wanted, *former} != set(wanted)
+
+    return met
+
+
 def left_rules(demanded: Callable[[Step], Seen]) -> Met:
     """Of upstream's script, in FORWARD."""
 

@@ -113,8 +113,9 @@ def failed_over_ipv6(step: Step, seen: Seen) -> bool:
 
 
 def took_another_gateway(step: Step, seen: Seen) -> bool:
+    """The usual one, or failed because that has no address."""
     own = step.card.gatewaydev and not dict(step.card.parameters).get("netdev")
-    return step.arrives and not seen.status and bool(own)
+    return step.arrives and bool(own) and (not seen.status or has_no_gateway(step, seen))
 
 
 def left_it_up(step: Step, seen: Seen) -> bool:

@@ -167,12 +167,12 @@ def is_misled(own: Host, event: Event, deadline: EventDeadline) -> bool:
     known = own.known
     if known is None or not known.in_use or not deadline.remaining():
         return False
-    try:
-        own.store.read(event.device.path)  # for the events that come before the answer
-    except OSError as error:
-        if is_store_lost(error):
-            raise
-        return False
+    if known.is_true:
+        try:
+            own.store.read(event.device.path)  # for the events that come before the answer
+        except OSError as error:
+            if is_store_lost(error):
+                raise
     return not known.is_true
 
 

@@ -35,7 +35,7 @@ READ = {  # by kind
 }
 SIGNS = ("params", "mac")  # that a backend was made: one of them is among its keys
 NEEDED = {"vbd": ("params", "mode", "frontend-id"), "vif": ("mac",)}  # not to be empty
-KEYS = frozenset(key for keys in READ.values() for key in keys if key) | {STATUS}
+KEYS = frozenset(key for keys in READ.values() for key in keys if key)
 MOST = 1000  # backends; those that nobody asks for go when others come
 ROUNDS = 5  # of reading what changed meanwhile, before others have their turn at the store
 
@@ -49,7 +49,7 @@ class Ahead:
         self._mutex = threading.Lock()  # of the rest; never held while waiting
         self._known: dict[str, Known] = {}  # by path, of what the next event may make untrue
         self._ready: dict[str, Known] = {}  # those of them that were read, and not handed out
-        self._unread: dict[str, None] = {}  # paths, in the order of the events
+        self._unread: dict[str, None] = {}  # paths, none of which is known
         self._news = threading.Lock()  # held as long as there are none
         self._on_crash: Callable[[BaseException], object] = lambda _: None
 
@@ -130,7 +130,6 @@ class Ahead:
             for path in unread:
                 kind = kind_of(path)
                 if kind in READ:
-                    self._forget(path)
                     if len(self._known) >= MOST:
                         self._forget(next(iter(self._known)))
                     known = self._known[path] = Known({})

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from hotplug.agent import dispatch, reconcile
-from hotplug.events import Action, Device, Event
+from hotplug.events import BASE, Action, Device, Event
 
 if TYPE_CHECKING:
     from hotplug.agent.deadline import EventDeadline
@@ -23,9 +23,8 @@ LOCKS = ("block", "iptables", "vif-nat-dhcp", "vif-route-proxies", "vifname")  #
 class Leftovers:
     """Of all devices that the journal knows, and of our loop devices that it does not know."""
 
-    def __init__(self, agent: Agent, base: str) -> None:
+    def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._base = base
 
     def take_back(self, device: Device) -> None:
         """Have a device looked at in its turn; nothing happens if its backend wants it."""
@@ -56,7 +55,7 @@ class Leftovers:
 
     def changed(self, path: str) -> None:
         """A watch event; it may be that a backend went, or all of a guest or of a kind."""
-        parts = path[path.index(self._base) :].split("/")
+        parts = path[path.index(BASE) :].split("/")
         journal = self._agent.host.journal
         if len(parts) == 4 and parts[2].isdigit() and parts[3].isdigit():
             device = Device(parts[1], int(parts[2]), int(parts[3]))
@@ -64,5 +63,5 @@ class Leftovers:
                 self.take_back(device)
         elif len(parts) < 4:
             for device in journal.devices():
-                if [self._base, device.kind, str(device.domid)][: len(parts)] == parts:
+                if [BASE, device.kind, str(device.domid)][: len(parts)] == parts:
                     self.take_back(device)

@@ -33,7 +33,7 @@ from hotplug.agent.retries import Retries
 from hotplug.agent.rundir import lock_rundir
 from hotplug.client import wire
 from hotplug.errors import HotplugError
-from hotplug.events import Action, Event
+from hotplug.events import BASE, Action, Event
 from hotplug.invocation import Invocation
 from hotplug.kernel import devd
 from hotplug.listening import listen
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from hotplug.config import Config
     from hotplug.ports import Host
 
-WATCH = "backend"
 TOKEN = "xen-hotplug"  # noqa: S105 - a watch's name, not a secret
 BURST = 0.001  # seconds that the events of a toolstack's transaction take to come
 LAST_LOOK = 1.0  # seconds for the store to tell us
@@ -70,7 +69,7 @@ class Agent:
         self._late = parts.late
         self._ahead: Ahead | None = None
         self.queues = Queues(self._crash)
-        self.leftovers = Leftovers(self, WATCH)
+        self.leftovers = Leftovers(self)
         self._retries = Retries(self.leftovers.take_back)
         self._changes: deque[str] = deque()  # paths of watch events; its operations are atomic
         self._signals: deque[int] = deque()
@@ -261,9 +260,9 @@ class Agent:
             self._ahead = Ahead(store, self._holders)
             self._ahead.start(self._crash)
             self.host = dataclasses.replace(self.host, ahead=self._ahead.of)
-        store.watch(WATCH, TOKEN, self._changed)
+        store.watch(BASE, TOKEN, self._changed)
         self._holders.watched(None if store.reads_are_barriers else store.barrier)
-        # Where the toolstack asks us for devices, the events only say what has gone.
+        # Where the toolstack asks us for devices, what the events tell is not urgent.
         store.start_pump(self._crash, 0.0 if self.driver_domain else BURST)
 
     def _changed(self, path: str, _token: str) -> None:

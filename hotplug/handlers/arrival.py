@@ -1,7 +1,8 @@
 """A card that arrives: what every script for them does before and after its own work.
 
-The transaction that tells of success is asked for along with the card's keys, so that it costs no
-round trip of its own, unless something that may take long lies between.
+The transaction that tells of success is asked for along with the card's keys, or before all else if
+these are known, so that it costs no round trip of its own, unless something that may take long lies
+between.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ meanwhile is not brought back, and ``connected`` is never written without a devi
 from __future__ import annotations
 
 import contextlib
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,7 @@ def known_beforehand(host: Host, event: Event) -> Disk | None:
     known = host.known
     if known is None or table.script_suffix(event):
         return None
-    if known.values["type"] not in [kind.encode() for kind in SOON]:
+    if os.fsdecode(known.values["type"] or b"") not in SOON:
         return None
     return Disk.parse(event.device, {**known.use(), "state": None})
 
